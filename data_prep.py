@@ -4,7 +4,7 @@
     python data_prep.py nyud   [--raw DIR] [--out FILE]
     python data_prep.py pascal [--raw DIR] [--out FILE]
 
-DIR (default data/raw) is the folder of a package or the folder around it; the layout is recognised:
+DIR (default data/raw) is a package's folder or the folder around it; what lies there is recognised:
     nyud, packaged  NYUD_MT/ or NYUDv2/: gt_sets/{train,val}.txt; images segmentation depth normals edge, a file an id,
                     in any of the extensions in circulation. The papers' figures are on this one.
     nyud, raw       nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat and, if you have it, nyu_normals_gt.zip.
@@ -24,7 +24,7 @@ import sys
 import threading
 import time
 import zipfile
-from collections import deque
+from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -56,10 +56,12 @@ NORMAL_CLASSES = np.fromstring("""3 4 6 9 10 11 13 15 17 18 22 23 29 30 33 34 36
 246 250 251 252 255 260 261 263 269 272 273 275 281 283 284 285 286 287 288 290 291 292 293 295 304 307 309 310 314
 315 319 323 329 330 331 336 342 345 349 350 351 352 355 357 368 370 371 374 379 380 383 384 397 401 403 405 407 408
 411 412 413 414 417 419 421 423 427 429 430 432 440 441 442 443 444 446 454 457""", int, sep=" ")
-FORMAT = {  # array of the file: dtype, trailing shape, ignored value and padding
-    "image": ("uint8", (3,), 0), "semseg": ("uint8", (), 255), "parsing": ("uint8", (), 255),
-    "saliency": ("uint8", (), 255), "boundary": ("uint8", (), 255), "depth": ("float32", (), 0),
-    "normal": ("float16", (3,), 0)}
+CLASS_LIKE = "uint8", (), 255, 1
+FORMAT = {  # array of the file: dtype, trailing shape, ignored value and padding, compression (a number: of gzip)
+    "image": ("uint8", (3,), 0, None), "semseg": CLASS_LIKE, "parsing": CLASS_LIKE, "saliency": CLASS_LIKE,
+    "boundary": CLASS_LIKE, "depth": ("float32", (), 0, None), "normal": ("float16", (3,), 0, None)}
+# Measured at 425 x 560, MB a sample and ms to read it: class ids gzip 0.01, 0.4 (lzf 0.02, 0.65; plain 0.24, 0.05);
+# image, depth and normal plain 3.1, 0.7 (lzf 2.7, 8.7). Only PASCAL's normals, mostly 0, get lzf: 0.5, 3.4 (1.6, 0.4).
 PACKAGES = {  # folder names; id lists; array: (folders to look in, extensions to look for), the first found counts
     "nyud": (["NYUD_MT", "NYUDv2"], "gt_sets", {
         "image": (["images"], ".png .jpg"), "semseg": (["segmentation"], ".png .mat"),
@@ -131,7 +133,7 @@ def load_label(path, image, rule, key=None, channels=()):
 
 def as_classes(raw, count, first=0):
     """Ids first .. first + count - 1 -> uint8 from 0; 255, and 0 where `first` is 1, -> 255 (protocol)."""
-    wrong = (raw != raw.astype(int)) | (raw < 0) | (raw >= first + count) & (raw != 255)
+    wrong = (raw != np.round(raw)) | (raw < 0) | (raw >= first + count) & (raw != 255)
     if wrong.any():
         raise ValueError(f"label {raw[wrong][0]} is out of range, {first} to {first + count - 1}")
     return np.where((raw == 255) | (raw < first), 255, raw.astype(int) - first).astype(np.uint8)
@@ -166,8 +168,8 @@ def open_package(root, dataset):
     for split in ("train", "val"):
         with reading(root / lists / f"{split}.txt") as file:
             ids = file.read().decode("utf-8-sig").split()
-            if len(set(ids)) < max(len(ids), 1):
-                twice = [name for name in ids if ids.count(name) > 1]
+            twice = [name for name, n in Counter(ids).items() if n > 1]
+            if twice or not ids:
                 raise ValueError(f"lists {twice[0]} twice" if twice else "lists no image")
         splits[split] = {name: {} for name in ids}
         for name, files in splits[split].items():
@@ -193,29 +195,24 @@ def read_nyud(files):
             "boundary": load_label(files["boundary"], image, edge)}
 
 
+N, NE, E, SE, S, SW, W, NW = (np.arange(256) >> np.arange(8)[:, None] & 1).astype(bool)  # all neighbourhoods
+CROSSINGS = sum((~a & (b | c)).astype(int) for a, b, c in ((N, NE, E), (E, SE, S), (S, SW, W), (W, NW, N)))
+PAIRS = np.minimum(*(sum((a | b).astype(int) for a, b in pairs) for pairs in (
+    ((NW, N), (NE, E), (SE, S), (SW, W)), ((N, NE), (E, SE), (S, SW), (W, NW)))))
+MAY_GO = [(CROSSINGS == 1) & (PAIRS >= 2) & (PAIRS <= 3) & ~turn for turn in ((S | SW | ~NW) & W, (N | NE | ~SE) & E)]
+
+
 def thin(mask):
-    """bool (h, w) -> its Guo-Hall skeleton; nothing is set outside."""
+    """bool (h, w) -> its skeleton by Guo and Hall (1989), until nothing changes; nothing is set outside (protocol)."""
     stride = mask.shape[1] + 2
-    around = np.array([-stride, 1 - stride, 1, 1 + stride, stride, stride - 1, -1, -1 - stride])  # clockwise from north
-    flat, removable = np.pad(mask, 1).ravel(), thinning_tables()
-    active, idle, half = np.flatnonzero(flat), 0, 0
+    around = np.array([-stride, 1 - stride, 1, 1 + stride, stride, stride - 1, -1, -1 - stride])[:, None]  # N, NE, ...
+    flat, idle, half = np.pad(mask, 1).ravel(), 0, 0
+    active = np.flatnonzero(flat)
     while idle < 2:
-        code = (flat[active + around[:, None]] << np.arange(8)[:, None]).sum(0)  # the 8 neighbours as a number
-        gone = removable[half][code]
+        gone = MAY_GO[half][(flat[active + around] << np.arange(8)[:, None]).sum(0)]
         flat[active[gone]] = False
         active, idle, half = active[~gone], 0 if gone.any() else idle + 1, 1 - half
     return flat.reshape(-1, stride)[1:-1, 1:-1]
-
-
-@lru_cache(1)
-def thinning_tables():
-    """Guo and Hall's two conditions, for each of the 256 neighbourhoods: may the pixel go?"""
-    n, ne, e, se, s, sw, w, nw = (np.arange(256) >> np.arange(8)[:, None] & 1).astype(bool)
-    pieces = sum((~a & (b | c)).astype(int) for a, b, c in ((n, ne, e), (e, se, s), (s, sw, w), (w, nw, n)))
-    one, two = (sum((a | b).astype(int) for a, b in pairs) for pairs in (
-        ((nw, n), (ne, e), (se, s), (sw, w)), ((n, ne), (e, se), (s, sw), (w, nw))))
-    may = (pieces == 1) & (np.minimum(one, two) >= 2) & (np.minimum(one, two) <= 3)
-    return may & ~((s | sw | ~nw) & w), may & ~((n | ne | ~se) & e)
 
 
 def read_pascal(files):
@@ -365,7 +362,7 @@ def prepare(item, read, size):
     if height > size[0] or width > size[1]:
         raise PrepError(f"image {item[0]} is {height} x {width}, larger than the file's {size[0]} x {size[1]}")
     for name, array in sample.items():
-        dtype, tail, ignored = FORMAT[name]
+        dtype, tail, ignored, _ = FORMAT[name]
         padded[name] = np.full((*size, *tail), ignored, dtype)
         padded[name][:height, :width] = array
         if name != "image":
@@ -385,20 +382,8 @@ def in_order(pool, function, items, ahead):
         yield waiting.popleft().result()
 
 
-def create(group, name, array, count):
-    """A dataset for `count` arrays like this one. Measured at 425 x 560, MB a sample and ms to read it:
-
-    class ids gzip 0.01, 0.4 (lzf 0.02, 0.65; plain 0.24, 0.05); image, depth, normal plain 3.1, 0.7 (lzf 2.7, 8.7);
-    PASCAL's normals, mostly 0, lzf 0.5, 3.4 (plain 1.6, 0.4).
-    """
-    sparse = (group.file.attrs["dataset"], name) == ("pascal", "normal")
-    kind = "gzip" if FORMAT[name][2] == 255 else "lzf" if sparse else None
-    return group.create_dataset(name, (count, *array.shape), array.dtype, chunks=(1, *array.shape) if kind else None,
-                                compression=kind, compression_opts=1 if kind == "gzip" else None)
-
-
-def write_split(group, results, ids, check):
-    """The samples of one split, as prepare() gives them, into the HDF5 `group`; check() raises if that fails.
+def write_split(group, results, ids, sink):
+    """The samples of one split, as prepare() gives them, into the HDF5 `group` of the file `sink`, with progress.
 
     -> {task: (sum of the counts (256,), which samples have the label at all (N,))}
     """
@@ -408,12 +393,17 @@ def write_split(group, results, ids, check):
     for i, (extent, sample, counts) in enumerate(results):
         group["size"][i] = extent
         for name, array in sample.items():
-            (group[name] if name in group else create(group, name, array, len(ids)))[i] = array
+            if i == 0:
+                how = "lzf" if (group.file.attrs["dataset"], name) == ("pascal", "normal") else FORMAT[name][3]
+                chunks = (1, *array.shape) if how else None
+                group.create_dataset(name, (len(ids), *array.shape), array.dtype, chunks=chunks, compression=how)
+            group[name][i] = array
         for task, values in counts.items():
             total, labelled = totals.setdefault(task, (np.zeros(256, int), np.zeros(len(ids), bool)))
             total += values
             labelled[i] = values[:255].any()
-        check()
+        if sink.failure:
+            raise sink.failure
         if i + 1 == len(ids) or time.time() > spoken + (0.5 if live else 20):
             spoken = time.time()
             rate = (i + 1) / max(spoken - start, 1e-9)
@@ -469,32 +459,26 @@ def preview(file, totals, wide=240):
 
 
 class Sink(io.FileIO):
-    """A file for HDF5, which crashes if a write fails (disk full) or is interrupted: it is not told, check() tells us."""
+    """A file for HDF5, which crashes where a write fails (disk full) or is interrupted: only `failure` tells of it."""
     failure = None
 
     def write(self, data):
-        self.attempt(self.write_all, memoryview(data))
+        data = memoryview(data)
+        try:
+            while data:
+                data = data[super().write(data):]
+        except (OSError, KeyboardInterrupt) as failure:
+            self.failure = failure
 
     def truncate(self, size):
-        self.attempt(super().truncate, size)
-
-    def write_all(self, data):
-        while data:
-            data = data[super().write(data):]
-
-    def attempt(self, action, argument):
         try:
-            action(argument)
+            super().truncate(size)
         except (OSError, KeyboardInterrupt) as failure:
-            self.failure = self.failure or failure
-
-    def check(self):
-        if self.failure:
-            raise self.failure
+            self.failure = failure
 
 
 def follow_parent():
-    """For a worker: leave Ctrl-C, which reaches the whole process group, to the parent, and end when the parent does."""
+    """A worker leaves Ctrl-C, which reaches the whole process group, to its parent, and ends when the parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
@@ -521,11 +505,12 @@ def write_h5(out, dataset, splits, read, size, semseg):
             totals = {}
             for split, sources in splits.items():
                 results = in_order(pool, partial(prepare, read=read, size=size), sources.items(), 2 * jobs)
-                totals[split] = write_split(file.create_group(split), results, list(sources), sink.check)
+                totals[split] = write_split(file.create_group(split), results, list(sources), sink)
             for task in totals["train"].keys() & classes:
                 file.attrs.create(f"{task}_classes", classes[task], dtype=h5py.string_dtype())
             preview(file, totals).save(picture)
-        sink.check()
+        if sink.failure:
+            raise sink.failure
         os.replace(part, out)
         os.replace(picture, f"{out}.preview.png")
     except BrokenProcessPool as error:

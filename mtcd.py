@@ -22,11 +22,12 @@ Map of the file, in the order of the paper:
      6. task losses
      7. metrics           mIoU, RMSE, mErr, maxF, odsF
      8. evaluation
-     9. pictures          colours, panels, predictions on any photo
+     9. pictures          colours, panels, the preview of a run
     10. training          checkpoints and the loop
-    11. comparing runs
-    12. bench
-    13. command line
+    11. predictions       of any picture
+    12. comparing runs    the papers' table
+    13. bench
+    14. command line
 Words: docstrings say "stated" of what the paper states and "choice" of what it leaves open to us (see README.md).
 """
 import argparse
@@ -52,7 +53,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
 from torchvision import models
 from torchvision.models import resnet
 from torchvision.transforms import v2
@@ -134,8 +135,10 @@ class CrossTaskContrast(nn.Module):
 
         Draws from torch's global generators. Without a source or without a valid triplet a target's loss is exactly 0.
         """
-        losses = []
-        for target in (task for task in self.tasks if task in features):
+        losses, targets = [], [task for task in self.tasks if task in features]
+        if not targets:
+            raise ValueError(f"no feature map of {self.tasks} among {list(features)}")
+        for target in targets:
             sources = [task for task in self.tasks if task in labels and task != target]
             if sources:
                 source = sources[torch.randint(len(sources), ()).item()]
@@ -193,7 +196,7 @@ class CrossTaskContrast(nn.Module):
         gap = criterion.distance(label[:, None], label[None])  # (n, n)
         is_positive = (gap <= criterion.positive) & (pixel[:, None] != pixel[None])  # no pixel is its own positive
         is_negative = gap >= criterion.negative
-        distance = torch.cdist(projected, projected)  # (n, n), 0 to 2
+        distance = torch.cdist(projected, projected, compute_mode="donot_use_mm_for_euclid_dist")  # (n, n), 0 to 2
         positive = torch.rand_like(distance).masked_fill(~is_positive, -1).argmax(1, keepdim=True)  # (n, 1)
         beyond = distance > distance.gather(1, positive)
         rank = {"random": torch.rand_like(distance), "hardest": distance,
@@ -341,7 +344,7 @@ class EndlessSampler(Sampler):
 
     def __init__(self, dataset, seed, start, rank=0, world=1):
         self.start, self.length = start, len(dataset)
-        self.shuffle = DistributedSampler(dataset, world, rank, shuffle=True, seed=seed)
+        self.shuffle = DistributedSampler(dataset, world, rank, shuffle=True, seed=seed * 100_003)  # epochs add 1
 
     def __iter__(self):
         first, skip = divmod(self.start, len(self.shuffle))
@@ -1167,7 +1170,7 @@ def train(args, config, device):
     pending, spoken, counted, clock = [], time.time(), start, time.time()
     objective.train()
     for iteration, batch in zip(range(start + 1, args.iters + 1), loader):
-        torch.manual_seed((args.seed * 2**32 + iteration) * world + rank)  # the regulariser's draws, after a resume too
+        torch.manual_seed(args.seed * 2**32 + iteration * world + rank)  # the regulariser's draws, after a resume too
         images, labels = to_device(batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
             losses = parallel(images, labels)
@@ -1346,12 +1349,72 @@ def run_comparison(folders, markdown=False):
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
 
 
-# -------------------------------------------------------------------------------------------------- 13. command line
-def number(kind, least):
-    """An argument type: int or float, finite, at least `least`."""
+# ----------------------------------------------------------------------------------------------------------- 13. bench
+def median_seconds(jobs, device, rounds=5):
+    """{name: job} -> {name: median seconds}, the jobs in turn, so that a machine's drift meets all alike; one warm-up."""
+    times = {name: [] for name in jobs}
+    for _ in range(rounds + 1):
+        for name, job in jobs.items():
+            start = time.perf_counter()
+            job()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            times[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values[1:]) for name, values in times.items()}
+
+
+def run_bench(args, device):
+    """Time the loader, a training step with and without the regulariser, inference and the metrics; print a table."""
+    args.contrast = args.contrast or 1.0
+    config = run_config(args)
+    data, val = (DenseTasks(config["data"], split, config["tasks"], split == "train") for split in ("train", "val"))
+    images, labels = to_device(default_collate([data[i] for i in range(args.batch_size)]), device)
+    one, truth = to_device(default_collate([val[0]]), device)
+    jobs, memory, keys = {"loader, one sample": lambda: data[next(keys)]}, {}, itertools.count()
+
+    def step(objective, optimiser):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+            losses = objective(images, labels)
+        optimiser.zero_grad()
+        sum(losses.values()).backward()
+        optimiser.step()
+        memory[objective.contrast] = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+    for name, on in (("training step, lambda = 0", False), ("training step, regularised", True)):
+        net = MultiTaskNet(config["channels"], args.backbone)
+        contrast = CrossTaskContrast(config["tasks"], net.channels) if on else None
+        objective = Objective(net, contrast, BENCHMARKS[args.dataset]).to(device, memory_format=torch.channels_last)
+        if args.compile:
+            net.features = torch.compile(net.features)
+        optimiser = torch.optim.SGD(objective.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
+        jobs[name] = lambda objective=objective, optimiser=optimiser: step(objective, optimiser)
+    with torch.no_grad():
+        features = {task: feature.detach() for task, feature in net.features(images).items()}
+        predictions = {task: postprocess(task, prediction) for task, prediction in net(one).items()}
+    jobs["regulariser alone, forward and backward"] = lambda: contrast(
+        {task: feature.detach().requires_grad_() for task, feature in features.items()}, labels).backward()
+    jobs["inference, one image"] = torch.no_grad()(lambda: net.eval()(one) and net.train())
+    for task in config["tasks"]:
+        meter = TASKS[task].measure(config["channels"][task], BENCHMARKS[args.dataset])
+        jobs[f"{TASKS[task].metric} of {task}, one image"] = (
+            lambda meter=meter, task=task: meter.update(predictions[task], truth[task]))
+    print(f"{args.backbone}, {'x'.join(map(str, config['size']))}, batch {args.batch_size}, {device}; medians of 5")
+    times = median_seconds(jobs, device)
+    for name, seconds in times.items():
+        share = seconds / times["training step, lambda = 0"]
+        print(f"  {name:40} {1000 * seconds:10.2f} ms  {100 * share:7.2f} % of a step  {1 / seconds:9.2f} a second")
+    if device.type == "cuda":
+        print("  peak memory of a step: " + ", ".join(f"{m / 2**30:.2f} GiB" for m in memory.values()))
+
+
+# -------------------------------------------------------------------------------------------------- 14. command line
+def number(kind, least, most=math.inf):
+    """An argument type: int or float, finite, in [least, most)."""
     def convert(text):
-        if not least <= kind(text) < math.inf:
-            raise argparse.ArgumentTypeError(f"{text} is not {least} or more")
+        if not least <= kind(text) < most:
+            raise argparse.ArgumentTypeError(f"{text} is not in {least} to {most}")
         return kind(text)
     convert.__name__ = kind.__name__
     return convert
@@ -1381,7 +1444,7 @@ def parse(argv):
     add("--batch-size", type=number(int, 1), metavar="B", default=8, help="images an iteration, over all processes")
     add("--lr", type=number(float, 0), default=later, help="learning rate at the start (default: the benchmark's)")
     add("--workers", type=whole, metavar="N", default=4 * torch.cuda.is_available(), help="processes that load data")
-    add("--seed", type=whole, metavar="S", default=0, help="of weights, batches and the regulariser's draws")
+    add("--seed", type=number(int, 0, 2**31), metavar="S", default=0, help="of weights, batches and the regulariser's draws")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
     add("--amp", action="store_true", help="bfloat16 where it is safe; the regulariser stays in float32")
     add("--compile", action="store_true", help="compile the network with torch.compile")
@@ -1394,6 +1457,7 @@ def parse(argv):
     add("--checkpoint", metavar="FILE", default=later, help="last.pt of a run, for --eval and --predict")
     add("--compare", nargs="+", metavar="RUN", default=later, help="the papers' table; Delta_m is against the first run")
     add("--markdown", action="store_true", help="print the table of --compare as Markdown")
+    add("--bench", action="store_true", help="time the loader, a training step, inference and the metrics")
     args = argparse.Namespace(**dict.fromkeys(("data", "tasks", "iters", "lr", "out", "predict", "checkpoint", "compare")))
     return parser.parse_args(argv, args)
 
@@ -1435,9 +1499,12 @@ def load_network(path, device):
         fail("--checkpoint FILE is needed: last.pt of a run")
     checkpoint = load_weights(path, "config", "model")
     config = checkpoint["config"]
-    net = MultiTaskNet(config["channels"], config["backbone"]).to(device)
-    net.load_state_dict(checkpoint["model"])
-    return net, config
+    try:
+        net = MultiTaskNet(config["channels"], config["backbone"])
+        net.load_state_dict(checkpoint["model"])
+    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
+        raise UserError(f"{path} is not last.pt of a run of this program: {str(error).splitlines()[0]}") from error
+    return net.to(device, memory_format=torch.channels_last), config
 
 
 def run_training(args, device):
@@ -1484,7 +1551,8 @@ def main(argv=None):
         if args.compare:
             run_comparison(args.compare, args.markdown)
         else:
-            job = run_evaluation if args.eval else run_predictions if args.predict else run_training
+            job = (run_evaluation if args.eval else run_predictions if args.predict else
+                   run_bench if args.bench else run_training)
             job(args, start_device(args.device))
         return 0
     except UserError as error:
