@@ -53,7 +53,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    DistributedSampler,
+    Sampler,
+    default_collate,
+)
 from torchvision import models
 from torchvision.models import resnet
 from torchvision.transforms import v2
@@ -361,8 +367,9 @@ def to_device(batch, device):
     """
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     image = v2.functional.normalize(batch.pop("image").float() / 255, MEAN, STD)
-    return image.contiguous(memory_format=torch.channels_last), {task: label[:, None] if task == "depth" else label.permute(0, 3, 1, 2).float() if task == "normal"
-                   else label.long() for task, label in batch.items()}
+    labels = {task: label[:, None] if task == "depth" else label.permute(0, 3, 1, 2).float() if task == "normal"
+              else label.long() for task, label in batch.items()}
+    return image.contiguous(memory_format=torch.channels_last), labels
 
 
 def find_data(name, path):
@@ -1079,9 +1086,9 @@ def load_pretrained(backbone, name, source):
             state = state[key] if isinstance(state.get(key), dict) else state
     own = {key: value for key, value in backbone.state_dict().items() if not key.endswith("num_batches_tracked")}
     prefixes = {key[: -len("conv1.weight")] for key in state if key.endswith("conv1.weight")} | {""}
-    unfilled = min(([key for key, value in own.items() if getattr(state.get(prefix + key), "shape", None) != value.shape]
-                    + [prefix] for prefix in prefixes), key=len)
-    prefix = unfilled.pop()
+    lacking = {prefix: [key for key, value in own.items()
+                        if getattr(state.get(prefix + key), "shape", None) != value.shape] for prefix in prefixes}
+    prefix, unfilled = min(lacking.items(), key=lambda item: len(item[1]))
     if unfilled:
         raise UserError(f"{source} does not fill {len(unfilled)} of {len(own)} arrays of {name}: "
                         + ", ".join(unfilled[:3]) + ", ..." * (len(unfilled) > 3))
@@ -1196,7 +1203,7 @@ def train(args, config, device):
                 if due:
                     save(iteration)
         if stop:
-            raise UserError(f"stopped; iteration {iteration} is in {out / 'last.pt'}, the same command with --resume goes on")
+            raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, --resume goes on from there")
     for number, handler in handlers.items():
         signal.signal(number, handler)
     return net
@@ -1351,7 +1358,7 @@ def run_comparison(folders, markdown=False):
 
 # ----------------------------------------------------------------------------------------------------------- 13. bench
 def median_seconds(jobs, device, rounds=5):
-    """{name: job} -> {name: median seconds}, the jobs in turn, so that a machine's drift meets all alike; one warm-up."""
+    """{name: job} -> {name: median seconds}, after a warm-up; in turn, so that a machine's drift meets all alike."""
     times = {name: [] for name in jobs}
     for _ in range(rounds + 1):
         for name, job in jobs.items():
@@ -1444,7 +1451,7 @@ def parse(argv):
     add("--batch-size", type=number(int, 1), metavar="B", default=8, help="images an iteration, over all processes")
     add("--lr", type=number(float, 0), default=later, help="learning rate at the start (default: the benchmark's)")
     add("--workers", type=whole, metavar="N", default=4 * torch.cuda.is_available(), help="processes that load data")
-    add("--seed", type=number(int, 0, 2**31), metavar="S", default=0, help="of weights, batches and the regulariser's draws")
+    add("--seed", type=number(int, 0, 2**31), metavar="S", default=0, help="of weights, batches, the regulariser")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
     add("--amp", action="store_true", help="bfloat16 where it is safe; the regulariser stays in float32")
     add("--compile", action="store_true", help="compile the network with torch.compile")
@@ -1455,11 +1462,11 @@ def parse(argv):
     add("--eval", action="store_true", help="evaluate --checkpoint on the val split")
     add("--predict", nargs="+", metavar="IMAGE", default=later, help="a panel and the raw predictions of each picture")
     add("--checkpoint", metavar="FILE", default=later, help="last.pt of a run, for --eval and --predict")
-    add("--compare", nargs="+", metavar="RUN", default=later, help="the papers' table; Delta_m is against the first run")
+    add("--compare", nargs="+", metavar="RUN", default=later, help="the papers' table; the first is the baseline")
     add("--markdown", action="store_true", help="print the table of --compare as Markdown")
     add("--bench", action="store_true", help="time the loader, a training step, inference and the metrics")
-    args = argparse.Namespace(**dict.fromkeys(("data", "tasks", "iters", "lr", "out", "predict", "checkpoint", "compare")))
-    return parser.parse_args(argv, args)
+    unset = dict.fromkeys(("data", "tasks", "iters", "lr", "out", "predict", "checkpoint", "compare"))
+    return parser.parse_args(argv, argparse.Namespace(**unset))
 
 
 def run_config(args):
