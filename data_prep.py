@@ -402,8 +402,7 @@ def write_split(group, results, ids, sink):
             total, labelled = totals.setdefault(task, (np.zeros(256, int), np.zeros(len(ids), bool)))
             total += values
             labelled[i] = values[:255].any()
-        if sink.failure:
-            raise sink.failure
+        sink.check()
         if i + 1 == len(ids) or time.time() > spoken + (0.5 if live else 20):
             spoken = time.time()
             rate = (i + 1) / max(spoken - start, 1e-9)
@@ -467,14 +466,23 @@ class Sink(io.FileIO):
         try:
             while data:
                 data = data[super().write(data):]
-        except (OSError, KeyboardInterrupt) as failure:
-            self.failure = failure
+        except OSError as error:
+            self.failure = error
 
     def truncate(self, size):
         try:
             super().truncate(size)
-        except (OSError, KeyboardInterrupt) as failure:
-            self.failure = failure
+        except OSError as error:
+            self.failure = error
+
+    def stop(self, *_):
+        """Signal handler."""
+        self.failure = KeyboardInterrupt()
+
+    def check(self):
+        """Raise the failure, where it is safe to."""
+        if self.failure:
+            raise self.failure
 
 
 def follow_parent():
@@ -498,9 +506,11 @@ def write_h5(out, dataset, splits, read, size, semseg):
     classes = {"semseg": semseg, "parsing": list(PARTS), "saliency": ["background", "salient"],
                "boundary": ["background", "boundary"]}
     out.parent.mkdir(parents=True, exist_ok=True)
+    sink = Sink(part, "w+")
+    handlers = {number: signal.signal(number, sink.stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         with (ProcessPoolExecutor(jobs, multiprocessing.get_context(context), follow_parent) as pool,
-              Sink(part, "w+") as sink, h5py.File(sink, "w") as file):
+              sink, h5py.File(sink, "w") as file):
             file.attrs.update(dataset=dataset, format=1)
             totals = {}
             for split, sources in splits.items():
@@ -509,18 +519,19 @@ def write_h5(out, dataset, splits, read, size, semseg):
             for task in totals["train"].keys() & classes:
                 file.attrs.create(f"{task}_classes", classes[task], dtype=h5py.string_dtype())
             preview(file, totals).save(picture)
-        if sink.failure:
-            raise sink.failure
+        for split in splits:
+            summarise(split, totals[split], classes)
+        sink.check()
         os.replace(part, out)
         os.replace(picture, f"{out}.preview.png")
+        print(f"{out} and {out.name}.preview.png: {time.time() - start:.0f} s")
     except BrokenProcessPool as error:
         raise PrepError("a worker process was killed: is the memory full?") from error
     finally:
         for leftover in (part, picture):
             leftover.unlink(missing_ok=True)
-    for split in splits:
-        summarise(split, totals[split], classes)
-    print(f"{out} and {out.name}.preview.png: {time.time() - start:.0f} s")
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 # --------------------------------------------------------------------------------------------------------- command line

@@ -76,7 +76,7 @@ class Criterion:
         self.positive = positive  # a pair this close or closer is positive
         self.negative = negative  # a pair this far or farther is negative; a pair in between is neither
         self.valid = valid  # labels (n, K) -> (n,) bool: pixels that the ground truth does not ignore
-        self.balanced = balanced  # sample each class equally often: a boundary is 3 % of the pixels
+        self.balanced = balanced  # sample rare classes more: a boundary is 3 % of the pixels
 
 
 def class_distance(a, b):
@@ -160,8 +160,8 @@ class CrossTaskContrast(nn.Module):
         image, row, column = pixel // (height * width), pixel // width % height, pixel % width
         rows = feature[image, :, row, column]  # (n, C)
         with torch.autocast(feature.device.type, enabled=False):  # distances of unit vectors need float32
-            rows = rows if rows.dtype == torch.float64 else rows.float()
-            projected = F.normalize(self.projectors[f"{target}_from_{source}"](rows), dim=1)  # (n, dim)
+            projector = self.projectors[f"{target}_from_{source}"]
+            projected = F.normalize(projector(rows.to(projector[0].weight.dtype)), dim=1)  # (n, dim)
             anchor, positive, negative = self.triplets(projected, label, pixel, self.criteria[source])
             loss = F.triplet_margin_loss(
                 projected[anchor], projected[positive], projected[negative], self.margin, reduction="sum")
@@ -250,7 +250,7 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 360, 0.02, 0.8, 0.011),
+    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 400, 0.02, 0.8, 0.011),
     "nyud": Benchmark(("semseg", "depth", "normal", "boundary"), 40_000, 0.01, 0.8, 0.011),
     "pascal": Benchmark(("semseg", "parsing", "saliency", "normal", "boundary"), 40_000, 0.005, 0.95, 0.0075),
 }
@@ -367,8 +367,9 @@ def to_device(batch, device):
     """
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     image = v2.functional.normalize(batch.pop("image").float() / 255, MEAN, STD)
-    labels = {task: label[:, None] if task == "depth" else label.permute(0, 3, 1, 2).float() if task == "normal"
-              else label.long() for task, label in batch.items()}
+    labels = {task: label[:, None].nan_to_num(0, 0, 0) if task == "depth" else
+              label.permute(0, 3, 1, 2).float().nan_to_num(0, 0, 0) if task == "normal" else
+              label.long() for task, label in batch.items()}
     return image.contiguous(memory_format=torch.channels_last), labels
 
 
@@ -578,9 +579,13 @@ def depth_loss(prediction, label):
 
 
 def normal_loss(prediction, label):
-    """L1 between unit vectors (B, 3, H, W), summed over their 3 components, averaged over the valid pixels."""
+    """L1 between unit vectors (B, 3, H, W), summed over their 3 components, averaged over the valid pixels.
+
+    A prediction shorter than 1 is taken as it is (choice): the gradient of scaling a short vector up is so steep that
+    the first steps would throw it far out, where the gradient vanishes and training stalls.
+    """
     valid = (label != 0).any(1)
-    return ((F.normalize(prediction, dim=1) - label).abs().sum(1) * valid).sum() / across(valid.sum())
+    return ((F.normalize(prediction, dim=1, eps=1) - label).abs().sum(1) * valid).sum() / across(valid.sum())
 
 
 class Objective(nn.Module):
@@ -937,13 +942,18 @@ def evaluate(net, dataset, device, workers=0, amp=False):
             counts = meter.counts.to(device)
             dist.all_reduce(counts)
             meter.counts = counts.cpu()
-        metrics[task] = {TASKS[task].metric: meter.compute()}
+        metrics[task] = {TASKS[task].metric: known(meter.compute())}
         if hasattr(meter, "per_class"):
             names = dataset.classes.get(task, map(str, range(meter.num_classes)))
-            metrics[task]["per_class"] = dict(zip(names, meter.per_class().tolist()))
+            metrics[task]["per_class"] = dict(zip(names, map(known, meter.per_class().tolist())))
         if hasattr(meter, "best_threshold"):
             metrics[task]["threshold"] = meter.best_threshold
     return metrics
+
+
+def known(value):
+    """nan, of what had no valid pixel, -> None: JSON has no nan."""
+    return None if math.isnan(value) else value
 
 
 def heading(task):
@@ -954,12 +964,15 @@ def heading(task):
 
 def show_metrics(metrics):
     """The closing table, on the terminal."""
-    width = max(len(heading(task)) for task in metrics)
     for task, values in metrics.items():
-        print(f"  {heading(task):{width}}  {values[TASKS[task].metric]:8.{2 if TASKS[task].unit != 'm' else 4}f}")
+        print(f"  {heading(task):24}{show(values[TASKS[task].metric], 4 if TASKS[task].unit == 'm' else 2):>8}")
     for task, values in metrics.items():
         if "per_class" in values:
-            print(f"  {task} IoU [%]: " + ", ".join(f"{k} {v:.1f}" for k, v in values["per_class"].items()))
+            print(f"  {task} IoU [%]: " + ", ".join(f"{k} {show(v, 1)}" for k, v in values["per_class"].items()))
+
+
+def show(value, digits):
+    return "-" if value is None else f"{value:.{digits}f}"
 
 
 # -------------------------------------------------------------------------------------------------------- 9. pictures
@@ -1105,14 +1118,35 @@ def losses_of(pending, names, iteration):
     return dict(zip(names, values.mean(0).tolist()))
 
 
-def log_row(path, row):
-    """Append a row to log.csv; a new file gets its header."""
-    new = not path.exists()
-    with path.open("a", newline="") as file:
-        writer = csv.DictWriter(file, row)
-        if new:
-            writer.writeheader()
-        writer.writerow(row)
+class Log:
+    """Rows of log.csv and, every few seconds, a line on the terminal."""
+
+    def __init__(self, path, iteration, args):
+        self.path, self.iteration, self.total, self.batch_size = path, iteration, args.iters, args.batch_size
+        self.time = self.spoken = time.time()
+
+    def row(self, iteration, losses, rate):
+        now = time.time()
+        speed = self.batch_size * (iteration - self.iteration) / (now - self.time)
+        self.iteration, self.time = iteration, now
+        row = {"iteration": iteration, **{name: f"{loss:.5g}" for name, loss in losses.items()},
+               "lr": f"{rate:.5g}", "images_per_s": f"{speed:.1f}"}
+        new = not self.path.exists()
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows([*[row] * new, row.values()])
+        if now > self.spoken + 5 or iteration == self.total:
+            self.spoken, left = now, int((self.total - iteration) * self.batch_size / speed)
+            print(f"{iteration}/{self.total}  " + "  ".join(f"{name} {loss:.3f}" for name, loss in losses.items())
+                  + f"  lr {rate:.4f}  {speed:.1f} images/s  {left // 60}:{left % 60:02} left", flush=True)
+
+
+def save_checkpoint(path, config, iteration, objective, optimiser, schedule):
+    """All that --resume needs: the random draws are functions of the seed and the iteration."""
+    state = {"config": config, "iteration": iteration, "model": objective.net.state_dict(),
+             "contrast": objective.contrast.state_dict() if objective.contrast else {},
+             "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
+    with replacing(path) as part:
+        torch.save(state, part)
 
 
 def resume(out, config, objective, optimiser, schedule):
@@ -1123,11 +1157,11 @@ def resume(out, config, objective, optimiser, schedule):
         raise UserError(f"{out / 'last.pt'} is of another run: "
                         + "; ".join(f"{key} {saved['config'].get(key)}, not {config[key]}" for key in differ))
     objective.net.load_state_dict(saved["model"])
-    if objective.contrast is not None:
+    if objective.contrast:
         objective.contrast.load_state_dict(saved["contrast"])
     optimiser.load_state_dict(saved["optimiser"])
     schedule.load_state_dict(saved["schedule"])
-    if (out / "log.csv").exists():
+    if rank_and_world()[0] == 0 and (out / "log.csv").exists():
         head, *rows = (out / "log.csv").read_text().splitlines(True)
         kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= saved["iteration"]]
         with replacing(out / "log.csv") as part:
@@ -1135,78 +1169,77 @@ def resume(out, config, objective, optimiser, schedule):
     return saved["iteration"]
 
 
-def train(args, config, device):
-    """The main loop; leaves config.json, log.csv and last.pt in the run folder -> the trained network."""
-    rank, world = rank_and_world()
-    out, weights = Path(args.out), {**{task: TASKS[task].weight for task in config["tasks"]}, "contrast": args.contrast}
-    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
+@contextmanager
+def signals_noted():
+    """Within it Ctrl-C and SIGTERM only add to the list that it yields: an iteration is finished and saved first."""
+    received = []
+    before = {number: signal.signal(number, lambda number, _: received.append(number))
+              for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def set_up(args, config, device):
+    """Everything that a run begins with -> Objective, optimiser, schedule."""
     torch.manual_seed(args.seed)
-    net = MultiTaskNet(config["channels"], args.backbone)
-    resuming = args.resume and (out / "last.pt").exists()
-    if args.pretrained != "none" and not resuming:
+    net = MultiTaskNet(config["channels"], args.backbone)  # before the regulariser, so that both arms start alike
+    if args.pretrained != "none":
         load_pretrained(net.backbone, args.backbone, args.pretrained)
     contrast = CrossTaskContrast(config["tasks"], net.channels) if args.contrast else None
     objective = Objective(net, contrast, BENCHMARKS[config["dataset"]]).to(device, memory_format=torch.channels_last)
-    if device.type == "cuda" and world > 1:
+    if device.type == "cuda" and dist.is_initialized():
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     optimiser = torch.optim.SGD(objective.parameters(), args.lr, momentum=0.9, weight_decay=5e-4)
-    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, args.iters, power=0.9)
-    start = resume(out, config, objective, optimiser, schedule) if resuming else 0
+    return objective, optimiser, torch.optim.lr_scheduler.PolynomialLR(optimiser, args.iters, power=0.9)
+
+
+def train(args, config, device):
+    """The main loop; leaves config.json, log.csv and last.pt in the run folder -> the trained network."""
+    (rank, world), out, start = rank_and_world(), Path(args.out), 0
+    objective, optimiser, schedule = set_up(args, config, device)
+    if args.resume and (out / "last.pt").exists():
+        start = resume(out, config, objective, optimiser, schedule)
+    elif rank == 0:
+        (out / "log.csv").unlink(missing_ok=True)
     if rank == 0:
         with replacing(out / "config.json") as part:
             part.write_text(json.dumps(config, indent=1))
     if args.compile:
-        net.features = torch.compile(net.features)
+        objective.net.features = torch.compile(objective.net.features)
     parallel = objective if world == 1 else nn.parallel.DistributedDataParallel(
-        objective, find_unused_parameters=contrast is not None)  # the projectors that were not drawn
-    loader = DataLoader(
-        dataset, args.batch_size // world, num_workers=args.workers, pin_memory=device.type == "cuda",
-        sampler=EndlessSampler(dataset, args.seed, start * (args.batch_size // world), rank, world))
-
-    def save(iteration):
-        state = {"config": config, "iteration": iteration, "model": net.state_dict(),
-                 "contrast": contrast.state_dict() if contrast else {},
-                 "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
-        with replacing(out / "last.pt") as part:
-            torch.save(state, part)
-
-    stop = []  # signals received: the iteration is finished and saved first
-    handlers = {number: signal.signal(number, lambda number, _: stop.append(number))
-                for number in (signal.SIGINT, signal.SIGTERM)}
+        objective, find_unused_parameters=objective.contrast is not None)  # the projectors that were not drawn
+    share = args.batch_size // world
+    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
+    loader = DataLoader(dataset, share, EndlessSampler(dataset, args.seed, start * share, rank, world),
+                        num_workers=args.workers, pin_memory=device.type == "cuda")
+    weights = {**{task: TASKS[task].weight for task in config["tasks"]}, "contrast": args.contrast}
     save_every = min(max(args.iters // 20, 1), 1000)
-    pending, spoken, counted, clock = [], time.time(), start, time.time()
+    log, pending = Log(out / "log.csv", start, args), []
     objective.train()
-    for iteration, batch in zip(range(start + 1, args.iters + 1), loader):
-        torch.manual_seed(args.seed * 2**32 + iteration * world + rank)  # the regulariser's draws, after a resume too
-        images, labels = to_device(batch, device)
-        with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-            losses = parallel(images, labels)
-        rate = schedule.get_last_lr()[0]
-        optimiser.zero_grad()
-        sum(weights[name] * loss for name, loss in losses.items()).backward()
-        optimiser.step()
-        schedule.step()
-        pending.append(torch.stack([loss.detach().float() for loss in losses.values()]))
-        due = iteration % save_every == 0 or iteration == args.iters or stop
-        if due or iteration % LOG_EVERY == 0:
-            means, pending = losses_of(pending, list(losses), iteration), []
-            now, done = time.time(), iteration - counted
-            speed, counted, clock = args.batch_size * done / (now - clock), iteration, now
-            if rank == 0:
-                log_row(out / "log.csv", {"iteration": iteration, **{k: f"{v:.5g}" for k, v in means.items()},
-                                          "lr": f"{rate:.5g}", "images_per_s": f"{speed:.1f}"})
-                if now > spoken + 5 or iteration == args.iters:
-                    spoken, left = now, (args.iters - iteration) * args.batch_size / speed
-                    print(f"{iteration}/{args.iters}  " + "  ".join(f"{k} {v:.3f}" for k, v in means.items())
-                          + f"  lr {rate:.4f}  {speed:.1f} images/s  {int(left) // 60}:{int(left) % 60:02} left",
-                          flush=True)
-                if due:
-                    save(iteration)
-        if stop:
-            raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, --resume goes on from there")
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
-    return net
+    with signals_noted() as stop:
+        for iteration, batch in zip(range(start + 1, args.iters + 1), loader):
+            torch.manual_seed(args.seed * 2**32 + iteration * world + rank)  # the regulariser's draws, resumed or not
+            images, labels = to_device(batch, device)
+            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
+                losses = parallel(images, labels)
+            optimiser.zero_grad()
+            sum(weights[name] * loss for name, loss in losses.items()).backward()
+            optimiser.step()
+            pending.append(torch.stack([loss.detach().float() for loss in losses.values()]))
+            due = iteration % save_every == 0 or iteration == args.iters or stop
+            if due or iteration % LOG_EVERY == 0:
+                means, pending = losses_of(pending, list(losses), iteration), []
+                if rank == 0:
+                    log.row(iteration, means, schedule.get_last_lr()[0])
+            schedule.step()
+            if due and rank == 0:
+                save_checkpoint(out / "last.pt", config, iteration, objective, optimiser, schedule)
+            if stop:
+                raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, --resume goes on from there")
+    return objective.net
 
 
 def report(net, config, out, device, workers, amp):
@@ -1519,8 +1552,6 @@ def run_training(args, device):
     config, out = run_config(args), Path(args.out)
     if rank_and_world()[0] == 0:
         make_folder(out)
-        if not args.resume:
-            (out / "log.csv").unlink(missing_ok=True)
         print(f"{args.dataset}: {' '.join(config['tasks'])}; {args.backbone}; contrast {args.contrast:g}; "
               f"{args.iters} iterations of {args.batch_size} on {device}; {out}", flush=True)
     net = train(args, config, device)
@@ -1531,6 +1562,9 @@ def run_evaluation(args, device):
     """Figures of a checkpoint on the val split of its own data file, or of --data."""
     net, config = load_network(args.checkpoint, device)
     config["data"] = str(find_data(config["dataset"], args.data or config["data"]))
+    dataset = DenseTasks(config["data"], "val", config["tasks"])
+    if (dataset.name, dataset.classes) != (config["dataset"], config["classes"]):
+        raise UserError(f"{config['data']} ({dataset.name}) has other classes than {args.checkpoint} ({config['dataset']})")
     out = Path(args.out or Path(args.checkpoint).parent)
     make_folder(out)
     report(net, config, out, device, args.workers, config["amp"])
@@ -1548,6 +1582,7 @@ def start_device(name):
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
+    torch.backends.cudnn.allow_tf32 = True
     return device
 
 
