@@ -17,6 +17,7 @@ about -1. Normals that come with a package or in the zip keep the axes of their 
 """
 import argparse
 import io
+import math
 import multiprocessing
 import os
 import signal
@@ -33,7 +34,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
 # --------------------------------------------------------------------------------------------------------------- tables
 SEMSEG = {name: text.replace("\n", " ").split(", ") for name, text in {  # class names, spelt as the data spells them
@@ -202,21 +203,9 @@ PAIRS = np.minimum(*(sum((a | b).astype(int) for a, b in pairs) for pairs in (
 MAY_GO = [(CROSSINGS == 1) & (PAIRS >= 2) & (PAIRS <= 3) & ~turn for turn in ((S | SW | ~NW) & W, (N | NE | ~SE) & E)]
 
 
-def thin(mask):
-    """bool (h, w) -> its skeleton by Guo and Hall (1989), until nothing changes; nothing is set outside (protocol)."""
-    stride = mask.shape[1] + 2
-    around = np.array([-stride, 1 - stride, 1, 1 + stride, stride, stride - 1, -1, -1 - stride])[:, None]  # N, NE, ...
-    flat, idle, half = np.pad(mask, 1).ravel(), 0, 0
-    active = np.flatnonzero(flat)
-    while idle < 2:
-        gone = MAY_GO[half][(flat[active + around] << np.arange(8)[:, None]).sum(0)]
-        flat[active[gone]] = False
-        active, idle, half = active[~gone], 0 if gone.any() else idle + 1, 1 - half
-    return flat.reshape(-1, stride)[1:-1, 1:-1]
-
-
 def read_pascal(files):
     """{array: path} of one id -> sample."""
+    from mtcd import thin
     image = load_image(files["image"])
     context = load_label(files["context"], image, lambda raw: raw.astype(int), "LabelMap")
     normal = load_label(files["normal"], image, as_normals, channels=(3,))
@@ -278,6 +267,7 @@ def read_raw(source, root, mapping):
 
     Boundary: (label, instance) differs from the right or the lower neighbour's, thinned (our choice).
     """
+    from mtcd import thin
     frame, normals, mask = source
     with reading(root / RAW_MAT):
         arrays = open_h5(root / RAW_MAT)
@@ -336,7 +326,287 @@ def normals_from_depth(depth, intrinsics=INTRINSICS, radius=5):
     return as_normals(normal * seen[..., None])
 
 
-# ------------------------------------------------------------------------------------------------------------------ toy
+# ------------------------------------------------------------------------------------------------------- rendered rooms
+# World: metres, right-handed, y up, x and z along the floor. Camera: x right, y down, z forward along the optical axis.
+# A solid is a unit shape seen through its frame, q = axes @ (point - centre) / size; four shapes draw everything:
+UPRIGHT = np.eye(3)
+PLANE, BOX, BALL, CYLINDER = range(4)  # y = 0; |x|, |y|, |z| <= 1; x^2 + y^2 + z^2 <= 1; x^2 + z^2 <= 1 and |y| <= 1
+SOLID = np.dtype([("kind", "u1"), ("centre", "f8", 3), ("size", "f8", 3), ("paint", "i4"), ("part", "u1"),
+                  ("axes", "f8", (3, 3)), ("semseg", "u1"), ("instance", "u1")])  # axes in rows, size in halves
+TOY_CLASSES = ("wall", "floor", "ceiling", "door", "window", "picture", "rug",
+               "table", "sofa", "lamp", "box", "ball", "cylinder", "figure")  # this row: can be salient
+PAINTS = SHIRT, TROUSERS, SKIN, HAIR, GLOW = range(5)  # of every instance; GLOW may shine by itself
+PALETTES = (np.frombuffer(bytes.fromhex(  # eight, six colours each; linear RGB
+    "f3eadb d8c3a1 ad6a3b 6a5140 33495a 88a49b eff1f0 c7d4db 58656e e0b060 ae414c 80b4ba f9f0e0 efb6a4 cc5460 69a07f"
+    "31435a e8b04f e9e6dd a5b18c 5e8259 40583f dbd6ca b87035 faeed6 bd696a 4fa6a2 4880a0 e2ddd6 d1b387 f0eee9 b8b6a5"
+    "70735f c99a80 dcbfa9 8f9bb0 ecf5f6 86c2bb 1d6c75 fbdccf dd967c 8f98ab f4eefb c6b6f2 8c7fb9 eec0b8 9bbfb6 efe0a3"
+), np.uint8).reshape(-1, 6, 3) / 255) ** 2.2
+
+
+def dot(a, b):
+    return np.einsum("...i,...i->...", a, b)[..., None]  # (..., 3), (..., 3) -> (..., 1)
+
+
+def unit(v):
+    return v / np.sqrt(dot(v, v))
+
+
+def solid(kind, centre, size, paint=0, part=0, axes=UPRIGHT):
+    """A row of SOLID in its thing's own axes: y up, z to the front, the origin on the floor (or on the wall)."""
+    return kind, centre, size, paint, part, axes, 0, 0
+
+
+def figure(rng):
+    """SOLID rows of a standing person, 1.2 to 1.9 m, in PASCAL's six groups of parts; every joint at random."""
+    rows = [solid(kind, (0, y, z), size, paint, part) for kind, y, z, size, paint, part in (  # up the middle, hips at 0
+        (BALL, 0.43, 0, (0.066, 0.082, 0.072), SKIN, 1), (BALL, 0.45, -0.015, (0.072, 0.074, 0.072), HAIR, 1),
+        (CYLINDER, 0.34, 0, (0.03, 0.05, 0.03), SKIN, 2), (BALL, 0.21, 0, (0.115, 0.13, 0.072), SHIRT, 2),
+        (CYLINDER, 0.12, 0, (0.085, 0.1, 0.06), SHIRT, 2), (BALL, 0.02, 0, (0.09, 0.065, 0.066), TROUSERS, 2))]
+    sleeve, tall = (SHIRT, SKIN)[rng.integers(2)], rng.uniform(1.2, 1.9)
+    for side in (-1, 1):
+        arm = rng.uniform((0.1, -0.6, 0), (0.5, 0.9, 1.5)) + ((0, 0, 1.6)[rng.integers(3)], 0, 0)  # one in three raised
+        leg = rng.uniform((0.02, -0.45, -0.6), (0.2, 0.5, 0))
+        for x, y, (spread, swing, bend), tip, bones in (  # angles to the side, to the front, at elbow or knee
+                (0.112, 0.29, arm, arm[1] + arm[2],
+                 ((0.17, 0.034, SHIRT, 3), (0.15, 0.027, sleeve, 4), (0.05, 0.03, SKIN, 4))),
+                (0.045, 0, leg, 1.5, ((0.25, 0.052, TROUSERS, 5), (0.23, 0.038, TROUSERS, 6), (0.1, 0.034, HAIR, 6)))):
+            joint, sin, cos = np.array([side * x, y, 0]), side * math.sin(spread), math.cos(spread)
+            for (length, radius, paint, part), turn in zip(bones, (swing, swing + bend, tip)):
+                s, c = math.sin(turn), math.cos(turn)
+                axes = np.array([[cos, sin * c, -sin * s], [-sin, cos * c, -cos * s], [0, s, c]])  # y up the bone
+                rows += [solid(BALL, joint - length / 2 * axes[1], (radius, 0.58 * length, radius), paint, part, axes)]
+                joint = joint - length * axes[1]
+    rows = np.array(rows, SOLID)
+    rows["centre"][:, 1] -= rows["centre"][rows["part"] == 6, 1].min() - 0.034  # the lower foot stands on the floor
+    rows["centre"], rows["size"] = rows["centre"] * tall, rows["size"] * tall
+    return rows
+
+
+def thing(name, rng):
+    """SOLID rows of one thing of the class `name`; doors, windows and pictures have z into the room."""
+    def pane(x, y, above, paint=0):
+        return [solid(BOX, (0, above + y, 0), (x + 0.05, y + 0.05, 0.02), 1),
+                solid(BOX, (0, above + y, 0), (x, y, 0.025), paint)]
+    if name == "figure":
+        return figure(rng)
+    a, b, c = rng.random(3)
+    x, y, sides = 0.55 + 0.4 * a, 0.2 + 0.2 * b, (-1, 1)
+    return np.array({
+        "door": pane(0.4 + 0.1 * a, 1 + 0.05 * b, 0) + [solid(BALL, (0.32, 0.95, 0.06), (0.035, 0.035, 0.035), 2)],
+        "window": pane(0.7 * x, 0.25 + y, 1.0, GLOW) + [solid(BOX, (0, 1.25 + y, 0), size, 1) for size in (
+            (0.02, 0.25 + y, 0.03), (0.7 * x, 0.02, 0.03))],
+        "picture": pane(x - 0.35, y, 1.1 + 0.4 * c),
+        "rug": [solid(BOX if c < 0.6 else CYLINDER, (0, 0.002, 0), (0.6 + 0.7 * a, 0.002, 0.6 + 0.7 * b))],
+        "table": [solid(BOX, (0, 2 * y, 0), (x, 0.03, 0.7 * x))] + [solid(
+            BOX, (i * (x - 0.06), y, k * (0.7 * x - 0.06)), (0.035, y, 0.035), 1) for i in sides for k in sides],
+        "sofa": [solid(BOX, (0, 0.2, 0), (x, 0.2, 0.38)), solid(BOX, (0, 0.4, -0.3), (x, 0.4, 0.1), 1)] + [solid(
+            BOX, (i * x, 0.28, 0), (0.09, 0.28, 0.4), 1) for i in sides],
+        "lamp": [solid(CYLINDER, (0, 0.02, 0), (0.16, 0.02, 0.16)), solid(CYLINDER, (0, x, 0), (0.022, x, 0.022)),
+                 solid(CYLINDER, (0, 2 * x, 0), (0.7 * y + 0.05, 0.12 + 0.06 * c, 0.7 * y + 0.05), GLOW)],
+        "box": [solid(BOX, (0, 0.15 + 0.35 * b, 0), (0.18 + 0.25 * a, 0.15 + 0.35 * b, 0.18 + 0.25 * c))],
+        "ball": [solid(BALL, (0, 0.16 + 0.26 * a, 0), [0.16 + 0.26 * a] * 3)],
+        "cylinder": [solid(CYLINDER, (0, 0.2 + 0.3 * a, 0), (0.14 + 0.16 * b, 0.2 + 0.3 * a, 0.14 + 0.16 * b))],
+    }[name], SOLID)
+
+
+def furnish(rng):
+    """Draw a room. Returns its SOLID rows, camera = (eye (3), axes (3, 3) in rows, focal / width), room sizes (3)."""
+    room, rows, taken = rng.uniform((3.8, 2.4, 4.5), (6.5, 3.1, 7.5)), [], []
+    eye = rng.uniform((0.25, 0, 0.04), (0.75, 0, 0.15)) * room + (0, rng.uniform(1.0, 2.0), 0)
+    ahead = rng.uniform((0.2, 0, 0.7), (0.8, 0, 0.9)) * room + (0, rng.uniform(0.3, 1.5), 0) - eye
+    right = np.cross(ahead, (rng.uniform(-0.05, 0.05), 1, 0))  # a little roll
+    axes, focal = unit(np.stack([right, np.cross(ahead, right), ahead])), rng.uniform(0.7, 1.05)
+
+    def put(name, position, yaw, body, scale=1.0, paint=None):
+        turn = np.array([[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]])
+        body["centre"], body["axes"] = scale * body["centre"] @ turn + position, body["axes"] @ turn
+        body["size"], body["semseg"], body["instance"] = scale * body["size"], TOY_CLASSES.index(name), len(rows)
+        body["paint"] += len(PAINTS) * (len(rows) if paint is None else paint)
+        rows.append(body)
+
+    for name, at, axis in zip(("floor", "ceiling") + 4 * ("wall",), (0, 1, 0, 1, 0, 1), (1, 1, 0, 0, 2, 2)):
+        plane = solid(PLANE, (0, 0, 0), (1, 1, 1), axes=np.roll(np.eye(3), axis - 1, 1) * (1 - 2 * at))
+        put(name, at * room, 0, np.array([plane], SOLID), paint=min(len(rows), 2))  # the four walls have one paint
+    for start, axis, yaw in (((0, 0, 1), 0, math.pi), ((0, 0, 0), 2, math.pi / 2), ((1, 0, 0), 2, -math.pi / 2)):
+        for slot in rng.uniform(0.4, 0.6, 3 + axis // 2) + np.arange(3 + axis // 2):
+            name, along = TOY_CLASSES[rng.integers(2, 6)], slot / (3 + axis // 2) * np.eye(3)[axis]
+            if name != "ceiling":  # then this piece of wall stays empty
+                put(name, (start + along) * room, yaw, thing(name, rng))
+    if rng.random() < 0.75:
+        put("rug", rng.uniform((0.35, 0, 0.4), (0.65, 0, 0.65)) * room, rng.uniform(-0.4, 0.4), thing("rug", rng))
+    names = ["figure"] * (0, 0, 1, 1, 2, 2)[rng.integers(6)]
+    for name in names + [TOY_CLASSES[i] for i in rng.integers(7, 13, rng.integers(4, 8))]:
+        body, yaw = thing(name, rng), rng.uniform(-math.pi, math.pi)
+        reach = 0.4 if name == "figure" else math.hypot(*(abs(body["centre"]) + body["size"])[:, ::2].max(0))
+        top = body["centre"][0, 1] + body["size"][0, 1]
+        for spot in rng.random((25, 3)) * (1, 0, 1) * (room - 2 * reach) + (reach, 0, reach):
+            x, _, z = axes @ (spot - eye)
+            inside = 1.4 + reach < z < (4.0 if name == "figure" else 5.5) and abs(x) < 0.47 * z / focal
+            if inside and all(math.dist(spot, other) > reach + far for other, far in taken):
+                taken.append((spot, reach))
+                put(name, spot, yaw, body)
+                if name in ("box", "table") and rng.random() < 0.6:  # and a small thing on it
+                    name = TOY_CLASSES[rng.integers(10, 13)]
+                    put(name, spot + (0, top, 0), yaw + 0.5, thing(name, rng), scale=0.45)
+                break
+    return np.concatenate(rows), (eye, axes, focal), room
+
+
+def hit(kind, o, d):
+    """First t > 0 at which the rays o + t d, o (3), d (3, h, w), enter the unit shape, (h, w); inf where none does."""
+    if kind == PLANE:
+        return np.where(d[1] < 0, -o[1] / d[1], np.inf)
+    near, far = 0, np.inf
+    if kind != BALL:  # between opposite faces: all three pairs, or the cylinder's ends
+        pairs = slice(None) if kind == BOX else slice(1, 2)
+        one, two = (-1 - o[pairs, None, None]) / d[pairs], (1 - o[pairs, None, None]) / d[pairs]
+        near, far = np.minimum(one, two).max(0), np.maximum(one, two).min(0)
+    if kind != BOX:  # and inside the round
+        o, d = (o, d) if kind == BALL else (o[::2], d[::2])
+        a, b = np.einsum("ihw,ihw->hw", d, d), np.einsum("i,ihw->hw", o, d)
+        root = np.sqrt(b * b - a * (o @ o - 1))  # NaN, hence never near < far, where the ray misses
+        near, far = np.maximum(near, (-b - root) / a), np.minimum(far, (root - b) / a)
+    return np.where((near < far) & (near > 0), near, np.inf)
+
+
+def trace(solids, camera, height, width, dtype):
+    """What each pixel centre sees: depth along the optical axis in metres and row of solids, both (height, width)."""
+    eye, axes, focal = camera
+    x, y = ((np.arange(n) - (n - 1) / 2) / (focal * width) for n in (width, height))
+    depth, index = np.full((height, width), np.inf, dtype), np.zeros((height, width), np.int16)
+    corners = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)]) * solids["size"][:, None]
+    corners = (corners @ solids["axes"] + (solids["centre"] - eye)[:, None]) @ axes.T  # (n, 8, 3) in camera axes
+    frames = solids["axes"] / solids["size"][..., None]
+    origins = np.einsum("nij,nj->ni", frames, eye - solids["centre"]).astype(dtype)
+    frames = (frames @ axes.T).astype(dtype)  # (n, 3, 3) from camera axes
+    for i, (kind, (u, v, z)) in enumerate(zip(solids["kind"], corners.transpose(0, 2, 1))):
+        rows, columns = slice(None), slice(None)
+        if kind != PLANE and z.min() > 0.05:  # in front: only the rectangle round its corners can see it
+            columns = slice(*np.searchsorted(x, [(u / z).min(), (u / z).max()]))
+            rows = slice(*np.searchsorted(y, [(v / z).min(), (v / z).max()]))
+        near, seen = depth[rows, columns], index[rows, columns]
+        if near.size and (kind == PLANE or z.max() > 0.05):
+            a, b, c = frames[i].T[..., None, None]
+            t = hit(kind, origins[i], a * x[columns].astype(dtype) + (b * y[rows, None].astype(dtype) + c))
+            nearer = t < near
+            np.copyto(near, t, where=nearer)
+            np.copyto(seen, i, where=nearer)
+    return depth, index
+
+
+def surface(solids, camera, depth, index):
+    """World points, their unit normals, and the points in the solids' own axes (metres), each (height, width, 3)."""
+    (eye, axes, focal), (height, width), dtype = camera, depth.shape, depth.dtype
+    x, y = ((np.arange(n) - (n - 1) / 2) / (focal * width) for n in (width, height))
+    rays = x[:, None] * axes[0] + (y[:, None, None] * axes[1] + axes[2])
+    points = eye.astype(dtype) + depth[..., None] * rays.astype(dtype)
+    centre, size, frame = (solids[key].astype(dtype)[index] for key in ("centre", "size", "axes"))
+    local, kind = np.einsum("hwij,hwj->hwi", frame, points - centre), solids["kind"][index][..., None]
+    q, up = local / size, np.array([False, True, False])
+    face = abs(q) == abs(q).max(-1, keepdims=True)
+    end = abs(q[..., 1:2]) > np.hypot(q[..., :1], q[..., 2:])  # the ends of a cylinder have normal y, its side x and z
+    keep = np.where(kind == BOX, face, np.where(kind == CYLINDER, end == up, True))
+    gradient = np.where(kind == PLANE, up, q * keep) / size
+    return points, unit(np.einsum("hwij,hwi->hwj", frame, gradient)), local
+
+
+def texture(kind, q):
+    """A pattern in [0, 1], (n): 0 plain, 1 checks, 2 stripes, 3 tiles, 4 dots, 5 wood, 6 marble, at q (3, n)."""
+    value = np.zeros(kind.shape, q.dtype)
+    for i, pattern in enumerate((
+            lambda p: 0, lambda p: np.floor(p).sum(0) % 2, lambda p: np.floor(2 * p[0]) % 2,
+            lambda p: abs(p % 1 - 0.5).max(0) > 0.43, lambda p: ((p % 1 - 0.5) ** 2).sum(0) < 0.1,
+            lambda p: 0.5 + 0.5 * np.sin(14 * p[0] + 6 * p[1] + 2 * np.sin(2 * p[2] + np.sin(3 * p[1]))),
+            lambda p: 0.5 + 0.5 * np.sin(3 * p[0] + 2 * np.sin(2.3 * p[2] + p[0] + 2 * np.sin(3.1 * p[1] + p[0]))))):
+        value[kind == i] = pattern(q[:, kind == i])
+    return value
+
+
+def visible(solids, lamp, points, blur):
+    """Share of a soft lamp at lamp (3) that points (h, w, 3) see, (h, w, 1), from a depth map that the lamp takes."""
+    size, focal, down = 180, 0.22, np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float32)
+    depth, _ = trace(solids, (lamp, down, focal), size, size, np.float32)
+    x, y, z = np.moveaxis((points - lamp) @ down.T, -1, 0)
+    x, y = (np.clip(p / np.maximum(z, 0.01) * focal * size + size / 2, blur, size - 1 - blur) for p in (x, y))
+    lit = np.zeros_like(z)
+    for k in range(12):  # compare along a spiral
+        r, turn = blur * math.sqrt((k + 0.5) / 12), 2.4 * k
+        at = (y + r * math.sin(turn)).astype(np.int32) * size + (x + r * math.cos(turn)).astype(np.int32)
+        lit += z <= depth.ravel()[at] + 0.03
+    return lit[..., None] / 12
+
+
+def paint(solids, camera, room, height, width, look, noise):
+    """The picture, uint8 (height, width, 3), from 2 x 2 rays a pixel. Paints are drawn here, blind to the classes."""
+    depth, index = trace(solids, camera, 2 * height, 2 * width, np.float32)
+    points, normals, local = surface(solids, camera, depth, index)
+    f, n, p = np.float32, solids["paint"].max() + 1, solids["paint"][index]  # p: (2 height, 2 width)
+    first, second = PALETTES[look.integers(len(PALETTES))][look.integers(6, size=(2, n))]
+    second = look.uniform(0.15, 1, (n, 1)) * (second - first)
+    kind = np.array([0, 0, 0, 1, 2, 3, 4, 5, 5, 6])[look.integers(10, size=n)]
+    scale, shift = f(0.12 * 5 ** look.random((n, 1))), f(look.uniform(0.2, 0.8, (n, 3)))  # of the texture, metres
+    gloss = f(look.random((n, 1)) ** 2)
+    glow = f((look.random(n) < 0.75) & (np.arange(n) % len(PAINTS) == GLOW))[:, None]
+
+    view = unit(camera[0].astype(f) - points)
+    value = texture(kind[p].ravel(), (local / scale[p] + shift[p]).reshape(-1, 3).T).reshape(*p.shape, 1)
+    cells = 2 * width * camera[2] * scale[p] * np.maximum(dot(view, normals), 0.1) / depth[..., None]  # rays a period
+    value = 0.4 + (value - 0.4) * np.clip(1.3 - 2.5 / cells, 0, 1)  # what is too fine fades
+    albedo = f(first)[p] + value * f(second)[p]
+    off = points + 0.3 * normals
+    closed = np.exp(-4 * np.maximum(off, 0)) + np.exp(-4 * np.maximum(room.astype(f) - off, 0))  # corners are darker
+    light, shine = 0.36 * (1 - 0.5 * closed).prod(-1, keepdims=True) + glow[p], 0
+    for power, blur in ((2.4, 2.5), (1.0, 5.0)):
+        lamp = f(look.uniform((0.15, 1, 0.1), (0.85, 1, 0.8)) * room - (0, look.uniform(0.2, 0.6), 0))
+        far, tint = np.sqrt(dot(lamp - points, lamp - points)), f(look.uniform((0.95, 0.95, 0.75), (1.15, 1, 1.05)))
+        to, tint = (lamp - points) / far, tint * power * visible(solids, lamp, points + 0.04 * normals, blur)
+        light = light + tint / (1 + (far / 2.5) ** 2) * np.maximum(dot(to, normals), 0)
+        shine = shine + tint / (1 + (far / 2.5) ** 2) * np.maximum(dot(unit(to + view), normals), 0) ** 40
+    colour = albedo * light + 0.3 * gloss[p] * shine
+    colour = 1 - np.exp(-colour * (look.uniform(0.45, 0.6) / colour.mean()))
+    colour = colour.reshape(height, 2, width, 2, 3).mean((1, 3)) ** (1 / 2.2)
+    colour += noise.uniform(0.002, 0.008) * noise.standard_normal(colour.shape)
+    return (255 * np.clip(colour, 0, 1) + 0.5).astype(np.uint8)
+
+
+def salient(instance, semseg, depth):
+    """The instance that a viewer looks at first, uint8 {0, 1} (H, W); the rule is our choice, see render_room."""
+    def score(i):
+        y, x = np.nonzero(instance == i)
+        off = (y.mean() / instance.shape[0] - 0.5) ** 2 + (x.mean() / instance.shape[1] - 0.5) ** 2
+        bonus = 2 if TOY_CLASSES[semseg[y[0], x[0]]] == "figure" else 1
+        return bonus * math.sqrt(len(x)) * math.exp(-6 * off) / depth[y, x].mean()
+    ids, pixels = np.unique(instance[semseg >= TOY_CLASSES.index("table")], return_counts=True)
+    return (instance == max(ids[pixels > 0.01 * instance.size], key=score, default=255)).astype(np.uint8)
+
+
+def render_room(seed, height, width):
+    """One room. seed (int or ints) fixes the scene at any size; labels are of pixel centres, the image is smoothed.
+
+    image (H, W, 3) uint8; semseg (H, W), index into TOY_CLASSES; parsing (H, W), 1 head 2 torso 3 upper arm 4 lower arm
+    and hand 5 upper leg 6 lower leg and foot, all 255 if nobody is seen; boundary (H, W) {0, 1}, the last pixel before
+    another instance (every wall is one) to the right or below; depth (H, W) float32, metres along the optical axis;
+    normal (H, W, 3) float16 in camera axes, x right, y down, z forward, towards the camera: a floor has y about -1;
+    focal in pixels, the principal point is ((W - 1) / 2, (H - 1) / 2).
+    saliency (H, W) {0, 1}, by our rule: of the things that stand, the one with the largest sqrt(pixels)
+    * exp(-6 * squared distance to the middle, in image sides) / depth, doubled for figures; 1 % of the pixels at least.
+    """
+    geometry, look, noise = (np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(3))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        solids, camera, room = furnish(geometry)
+        image = paint(solids, camera, room, height, width, look, noise)
+        depth, index = trace(solids, camera, height, width, np.float64)
+        _, normals, _ = surface(solids, camera, depth, index)
+    instance, semseg, parsing = (solids[key][index] for key in ("instance", "semseg", "part"))
+    parsing[:] = parsing if parsing.any() else 255
+    boundary = np.zeros((height, width), np.uint8)
+    boundary[:, :-1] |= instance[:, :-1] != instance[:, 1:]
+    boundary[:-1] |= instance[:-1] != instance[1:]
+    return {"image": image, "semseg": semseg, "parsing": parsing, "saliency": salient(instance, semseg, depth),
+            "boundary": boundary, "depth": depth.astype(np.float32),
+            "normal": (normals @ camera[1].T).astype(np.float16), "focal": camera[2] * width}
+
+
 def read_toy(seed, height, width):
     """Seed of a rendered room -> sample."""
     return {name: array for name, array in render_room(seed, height, width).items() if name in FORMAT}
@@ -421,40 +691,17 @@ def summarise(split, totals, classes):
               + f", not {', '.join(absent)}" * bool(absent))
 
 
-def draw(task, array):
-    """One array of the file -> uint8 (h, w, 3) picture: classes in fixed colours, depth bright where near."""
-    if task == "image":
-        return array
-    if task == "normal":
-        return np.where(array.any(2, keepdims=True), 127.5 * array.astype(np.float32) + 127.5, 48).astype(np.uint8)
-    if task == "depth":
-        grey = 255 - 215 * array / max(array.max(), 1e-9)
-        return np.dstack([np.where(array > 0, grey, lack) for lack in (48, 0, 0)]).astype(np.uint8)
-    colours = np.random.default_rng(3).integers(64, 256, (256, 3))
-    colours[255] = 48
-    if task != "semseg":
-        colours[0] = 0  # background
-    return colours[array].astype(np.uint8)
-
-
-def preview(file, totals, wide=240):
-    """Four samples of the HDF5 `file`, two a split, if possible with every label -> picture, `wide` pixels a column."""
-    tasks, tiles = ["image", *totals["train"]], []
+def preview(file, totals):
+    """Four samples of the HDF5 `file`, two a split, if possible with every label -> picture."""
+    from mtcd import colourise, panel
+    tasks, rows, captions = ["image", *totals["train"]], [], []
     for split in totals:
         full = np.all([labelled for _, labelled in totals[split].values()], axis=0)
         usable = np.flatnonzero(full if full.any() else ~full)
         for i in sorted({usable[0], usable[len(usable) // 2]}):
-            tiles.append((split, i, file[split]["id"].asstr()[i]))
-    high = wide * file["train/image"].shape[1] // file["train/image"].shape[2]
-    sheet = Image.new("RGB", ((wide + 4) * len(tasks), (high + 22) * len(tiles)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for row, (split, i, name) in enumerate(tiles):
-        for column, task in enumerate(tasks):
-            corner = column * (wide + 4), row * (high + 22)
-            pen.text((corner[0] + 2, corner[1] + 1), f"{split} {name}" if task == "image" else task, "black", font)
-            tile = Image.fromarray(draw(task, file[split][task][i]))
-            sheet.paste(tile.resize((wide, high), Image.Resampling.BOX), (corner[0], corner[1] + 20))
-    return sheet
+            rows.append([colourise(task, file[split][task][i]) for task in tasks])
+            captions.append([f"{split}, {file[split]['id'].asstr()[i]}", *tasks[1:]])
+    return panel(rows, captions)
 
 
 class Sink(io.FileIO):

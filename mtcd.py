@@ -247,10 +247,12 @@ class Benchmark(NamedTuple):
     lr: float
     boundary_weight: float  # of boundary pixels in their loss; the others weigh 1 minus this
     max_dist: float  # tolerance of boundary matching, as a share of the image's diagonal
+    scales: tuple = (0.5, 2)  # of the augmentation, uniform
 
 
 BENCHMARKS = {
-    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 400, 0.02, 0.8, 0.011),
+    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 400, 0.02, 0.8, 0.011,
+                     scales=(0.8, 1.25)),
     "nyud": Benchmark(("semseg", "depth", "normal", "boundary"), 40_000, 0.01, 0.8, 0.011),
     "pascal": Benchmark(("semseg", "parsing", "saliency", "normal", "boundary"), 40_000, 0.005, 0.95, 0.0075),
 }
@@ -313,7 +315,7 @@ class DenseTasks(Dataset):
     def augmented(self, group, index, height, width, rng):
         """Random scale, crop, flip and colours (protocol). The crop is cut out first and only then resized."""
         semseg = group["semseg"][index] if "semseg" in self.tasks else None
-        scale, flip = rng.uniform(0.5, 2), rng.random() < 0.5
+        scale, flip = rng.uniform(*BENCHMARKS[self.name].scales), rng.random() < 0.5
         high, wide = (min(n, round(full / scale)) for n, full in zip((height, width), self.shape))  # cut from the file
         for _ in range(10):
             top, left = rng.integers(height - high + 1), rng.integers(width - wide + 1)
@@ -981,10 +983,12 @@ VOID = (40, 40, 40)  # ignored pixels
 
 
 def class_colours(count):
-    """(count, 3) uint8: hues a golden angle apart, in three brightnesses; the same in every picture."""
+    """(count, 3) uint8, the same in every picture: light grey, then hues a golden angle apart in three brightnesses."""
     index = np.arange(count)
     hsv = np.stack([index * 0.618 % 1 * 255, np.full(count, 150), 240 - 45 * (index % 3)], 1).astype(np.uint8)
-    return np.asarray(Image.fromarray(hsv[None], "HSV").convert("RGB"))[0]
+    colours = np.array(Image.fromarray(hsv[None], "HSV").convert("RGB"))[0]
+    colours[0] = 208
+    return colours
 
 
 def colourise(task, label, depth_range=None):
