@@ -1217,8 +1217,8 @@ def train(args, config, device):
         objective, find_unused_parameters=objective.contrast is not None)  # the projectors that were not drawn
     share = args.batch_size // world
     dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
-    loader = DataLoader(dataset, share, EndlessSampler(dataset, args.seed, start * share, rank, world),
-                        num_workers=args.workers, pin_memory=device.type == "cuda")
+    sampler = EndlessSampler(dataset, args.seed, start * share, rank, world)
+    loader = DataLoader(dataset, share, sampler=sampler, num_workers=args.workers, pin_memory=device.type == "cuda")
     weights = {**{task: TASKS[task].weight for task in config["tasks"]}, "contrast": args.contrast}
     save_every = min(max(args.iters // 20, 1), 1000)
     log, pending = Log(out / "log.csv", start, args), []
