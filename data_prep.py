@@ -34,7 +34,7 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 # --------------------------------------------------------------------------------------------------------------- tables
 SEMSEG = {name: text.replace("\n", " ").split(", ") for name, text in {  # class names, spelt as the data spells them
@@ -203,9 +203,21 @@ PAIRS = np.minimum(*(sum((a | b).astype(int) for a, b in pairs) for pairs in (
 MAY_GO = [(CROSSINGS == 1) & (PAIRS >= 2) & (PAIRS <= 3) & ~turn for turn in ((S | SW | ~NW) & W, (N | NE | ~SE) & E)]
 
 
+def thin(mask):
+    """bool (h, w) -> its skeleton by Guo and Hall (1989), until nothing changes; nothing is set outside (protocol)."""
+    stride = mask.shape[1] + 2
+    around = np.array([-stride, 1 - stride, 1, 1 + stride, stride, stride - 1, -1, -1 - stride])[:, None]  # N, NE, ...
+    flat, idle, half = np.pad(mask, 1).ravel(), 0, 0
+    active = np.flatnonzero(flat)
+    while idle < 2:
+        gone = MAY_GO[half][(flat[active + around] << np.arange(8)[:, None]).sum(0)]
+        flat[active[gone]] = False
+        active, idle, half = active[~gone], 0 if gone.any() else idle + 1, 1 - half
+    return flat.reshape(-1, stride)[1:-1, 1:-1]
+
+
 def read_pascal(files):
     """{array: path} of one id -> sample."""
-    from mtcd import thin
     image = load_image(files["image"])
     context = load_label(files["context"], image, lambda raw: raw.astype(int), "LabelMap")
     normal = load_label(files["normal"], image, as_normals, channels=(3,))
@@ -267,7 +279,6 @@ def read_raw(source, root, mapping):
 
     Boundary: (label, instance) differs from the right or the lower neighbour's, thinned (our choice).
     """
-    from mtcd import thin
     frame, normals, mask = source
     with reading(root / RAW_MAT):
         arrays = open_h5(root / RAW_MAT)
@@ -691,17 +702,39 @@ def summarise(split, totals, classes):
               + f", not {', '.join(absent)}" * bool(absent))
 
 
-def preview(file, totals):
-    """Four samples of the HDF5 `file`, two a split, if possible with every label -> picture."""
-    from mtcd import colourise, panel
-    tasks, rows, captions = ["image", *totals["train"]], [], []
+def draw(task, array):
+    """One array of the file -> uint8 (h, w, 3) picture: classes in fixed colours, depth bright where near."""
+    if task == "image":
+        return array
+    if task == "normal":
+        return np.where(array.any(2, keepdims=True), 127.5 * array.astype(np.float32) + 127.5, 48).astype(np.uint8)
+    if task == "depth":
+        grey = 255 - 215 * array / max(array.max(), 1e-9)
+        return np.dstack([np.where(array > 0, grey, lack) for lack in (48, 0, 0)]).astype(np.uint8)
+    colours = np.random.default_rng(3).integers(64, 256, (256, 3))
+    colours[255] = 48
+    colours[0] = 208  # most often the background
+    return colours[array].astype(np.uint8)
+
+
+def preview(file, totals, wide=240):
+    """Four samples of the HDF5 `file`, two a split, if possible with every label -> picture, `wide` pixels a column."""
+    tasks, tiles = ["image", *totals["train"]], []
     for split in totals:
         full = np.all([labelled for _, labelled in totals[split].values()], axis=0)
         usable = np.flatnonzero(full if full.any() else ~full)
         for i in sorted({usable[0], usable[len(usable) // 2]}):
-            rows.append([colourise(task, file[split][task][i]) for task in tasks])
-            captions.append([f"{split}, {file[split]['id'].asstr()[i]}", *tasks[1:]])
-    return panel(rows, captions)
+            tiles.append((split, i, file[split]["id"].asstr()[i]))
+    high = wide * file["train/image"].shape[1] // file["train/image"].shape[2]
+    sheet = Image.new("RGB", ((wide + 4) * len(tasks), (high + 22) * len(tiles)), "white")
+    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
+    for row, (split, i, name) in enumerate(tiles):
+        for column, task in enumerate(tasks):
+            corner = column * (wide + 4), row * (high + 22)
+            pen.text((corner[0] + 2, corner[1] + 1), f"{split}, {name}" if task == "image" else task, "black", font)
+            tile = Image.fromarray(draw(task, file[split][task][i]))
+            sheet.paste(tile.resize((wide, high), Image.Resampling.BOX), (corner[0], corner[1] + 20))
+    return sheet
 
 
 class Sink(io.FileIO):

@@ -251,8 +251,8 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 400, 0.02, 0.8, 0.011,
-                     scales=(0.8, 1.25)),
+    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 400, 0.03, 0.8, 0.011,
+                     scales=(0.9, 1.1)),
     "nyud": Benchmark(("semseg", "depth", "normal", "boundary"), 40_000, 0.01, 0.8, 0.011),
     "pascal": Benchmark(("semseg", "parsing", "saliency", "normal", "boundary"), 40_000, 0.005, 0.95, 0.0075),
 }
