@@ -712,12 +712,13 @@ def test_benchmark_files_train_evaluate_and_write_a_run_folder(dataset, shape, s
 
 @pytest.mark.parametrize("arguments, told", [
     (["--dataset", "nyud", "--data", "{tmp}/none.h5"], r"none\.h5.*python data_prep\.py nyud"),
-    (["--dataset", "pascal", "--data", "{toy}"], "toy.*pascal|pascal.*toy"), (["--data", "{tmp}/text"], "text"),
+    (["--dataset", "pascal", "--data", "{toy}", "--iters", "1"], "toy.*pascal|pascal.*toy"),
+    (["--data", "{tmp}/text"], "text"), (["--seed", "-1"], "-1"), (["--iters", "0"], "iters"),
     (["--dataset", "nyud", "--tasks", "parsing"], "parsing.*semseg depth normal boundary"),
     (["--tasks", "colour"], "colour.*semseg"), (["--backbone", "vgg"], "vgg.*resnet18"), (["--eval"], "--checkpoint"),
     (["--eval", "--checkpoint", "{tmp}/none.pt"], r"none\.pt"), (["--eval", "--checkpoint", "{tmp}/text"], "text"),
-    (["--eval", "--checkpoint", "{tmp}/empty.pt"], r"empty\.pt"), (["--iters", "0"], "iters"),
-    (["--eval", "--checkpoint", "{tmp}/hollow.pt"], r"hollow\.pt"), (["--seed", "-1"], "-1"),
+    (["--eval", "--checkpoint", "{tmp}/empty.pt"], r"empty\.pt"),
+    (["--eval", "--checkpoint", "{tmp}/hollow.pt"], r"hollow\.pt"),
     (["--pretrained", "{tmp}/empty.pt", "--data", "{toy}"], r"empty\.pt"), (["--seed", "99999999999"], "99999999999"),
     (["--batch-size", "x"], "batch-size"), (["--lr", "-1"], "lr"), (["--device", "abacus"], "abacus")])
 def test_bad_use_ends_with_one_line_and_status_two(arguments, told, toy_file, tmp_path, capsys):
