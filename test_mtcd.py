@@ -944,24 +944,6 @@ def test_order_and_processes_do_not_matter():
     assert whole.compute() == parts.compute() > 0
 
 
-def test_no_input_is_slow():
-    def cost(probability, label):
-        start = time.process_time()
-        count_boundaries(probability, label, 0.011)
-        return time.process_time() - start
-
-    cost(*scene(0))
-    usual, real = np.median([cost(*scene(seed)) for seed in range(3)]), scene(0)[1]
-    noise, (y, x) = np.random.default_rng(0).random((425, 560)), np.mgrid[:425, :560]
-    grid, stripes = ((x % 4 == 0) | (y % 4 == 0)).astype(int), (x % 2 == 0).astype(int)
-    everything, dots = np.ones((425, 560), int), ((x % 2 == 0) & (y % 2 == 0)).astype(int)
-    half = dots * (np.random.default_rng(1).random((425, 560)) < 0.5)
-    cases = [(everything, everything), (everything, real), (noise, real), (dots * noise, half), (stripes, stripes)]
-    cases += [(grid, np.roll(grid, 2, (0, 1))), (noise * grid, 1 - grid), (x / 560, stripes)]
-    for probability, label in cases:
-        assert cost(probability, label) < 10 * usual
-
-
 # =====================================================================================================================
 # several processes, interruptions, checkpoints, pretrained weights
 # =====================================================================================================================
