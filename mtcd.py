@@ -248,12 +248,11 @@ class Benchmark(NamedTuple):
     boundary_weight: float  # of boundary pixels in their loss; the others weigh 1 minus this
     max_dist: float  # tolerance of boundary matching, as a share of the image's diagonal
     scales: tuple = (0.5, 2)  # of the augmentation, uniform
-    depth_weight: float = 1  # replaces that of TASKS
 
 
 BENCHMARKS = {
-    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 400, 0.03, 0.8, 0.011,
-                     scales=(0.9, 1.1), depth_weight=5),
+    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 500, 0.03, 0.8, 0.011,
+                     scales=(0.9, 1.1)),
     "nyud": Benchmark(("semseg", "depth", "normal", "boundary"), 40_000, 0.01, 0.8, 0.011),
     "pascal": Benchmark(("semseg", "parsing", "saliency", "normal", "boundary"), 40_000, 0.005, 0.95, 0.0075),
 }
@@ -1226,8 +1225,7 @@ def train(args, config, device):
     dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
     sampler = EndlessSampler(dataset, args.seed, start * share, rank, world)
     loader = DataLoader(dataset, share, sampler=sampler, num_workers=args.workers, pin_memory=device.type == "cuda")
-    weights = {**{task: TASKS[task].weight for task in config["tasks"]}, "contrast": args.contrast,
-               "depth": BENCHMARKS[config["dataset"]].depth_weight}
+    weights = {**{task: TASKS[task].weight for task in config["tasks"]}, "contrast": args.contrast}
     save_every = min(max(args.iters // 20, 1), 1000)
     log, pending = Log(out / "log.csv", start, args), []
     objective.train()
