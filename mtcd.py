@@ -1317,8 +1317,8 @@ def run_predictions(args, device):
             print(f"mtcd.py: {error}", file=sys.stderr)
             failed += 1
             continue
-        name = next(n for n in (path.stem, *(f"{path.stem}-{k}" for k in itertools.count(2)))
-                    if n not in used and (out / f"{n}.png").resolve() != path.resolve())
+        names = itertools.chain([path.stem], (f"{path.stem}-{k}" for k in itertools.count(2)))
+        name = next(n for n in names if n not in used and (out / f"{n}.png").resolve() != path.resolve())
         used.add(name)
         arrays = predict_picture(net, picture, max(config["size"]), device)
         tiles = {"input": np.asarray(picture), **{task: colourise(task, array) for task, array in arrays.items()}}
