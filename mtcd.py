@@ -1308,6 +1308,7 @@ def run_predictions(args, device):
     """<name>.png and <name>.npz for every picture; one that cannot be read is named and passed over."""
     net, config = load_network(args.checkpoint, device)
     out, failed, used = Path(args.out or "predictions"), 0, set()
+    inputs = {Path(path).resolve() for path in args.predict}
     make_folder(out)
     net.eval()
     for path in map(Path, args.predict):
@@ -1318,7 +1319,7 @@ def run_predictions(args, device):
             failed += 1
             continue
         names = itertools.chain([path.stem], (f"{path.stem}-{k}" for k in itertools.count(2)))
-        name = next(n for n in names if n not in used and (out / f"{n}.png").resolve() != path.resolve())
+        name = next(n for n in names if n not in used and (out / f"{n}.png").resolve() not in inputs)
         used.add(name)
         arrays = predict_picture(net, picture, max(config["size"]), device)
         tiles = {"input": np.asarray(picture), **{task: colourise(task, array) for task, array in arrays.items()}}
