@@ -1030,8 +1030,8 @@ def test_a_run_killed_at_random_and_resumed_ends_bit_for_bit_as_if_never_stopped
     subprocess.run(command_line(*arguments, "--out", tmp_path / "whole"), check=True, env=ENV)
     rng, killed, kills = random.Random(workers), tmp_path / "killed", int(os.environ.get("MTCD_KILLS", "2"))
     while kills:
-        process = subprocess.Popen(command_line(*arguments, "--out", killed, "--resume"), env=ENV, stdout=subprocess.PIPE,
-                                   start_new_session=True)
+        process = subprocess.Popen(command_line(*arguments, "--out", killed, "--resume"), env=ENV,
+                                   stdout=subprocess.PIPE, start_new_session=True)
         process.stdout.readline()  # the run has begun
         time.sleep(rng.uniform(0, 2))
         if process.poll() is not None:  # it ended before: begin the countdown again with what is there
@@ -1047,12 +1047,14 @@ def test_a_run_killed_at_random_and_resumed_ends_bit_for_bit_as_if_never_stopped
     for part in ("model", "contrast"):
         assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
     assert (killed / "metrics.json").read_text() == (tmp_path / "whole/metrics.json").read_text()
-    one, other = (np.genfromtxt(folder / "log.csv", delimiter=",", skip_header=1) for folder in (tmp_path / "whole", killed))
+    one, other = (np.genfromtxt(folder / "log.csv", delimiter=",", skip_header=1)
+                  for folder in (tmp_path / "whole", killed))
     assert np.array_equal(one[:, :-1], other[:, :-1])  # all but the speed
 
 
 def test_sigterm_saves_and_the_run_goes_on(toy_file, tmp_path):
-    arguments = command_line("--data", toy_file, "--iters", 200, "--batch-size", 2, "--backbone", "resnet18", "--out", tmp_path)
+    arguments = command_line("--data", toy_file, "--iters", 200, "--batch-size", 2, "--backbone", "resnet18",
+                             "--out", tmp_path)
     process = subprocess.Popen(arguments, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (tmp_path / "log.csv").exists():
         time.sleep(0.2)
@@ -1148,8 +1150,8 @@ def test_timm_weights_fill_hrnet_and_another_width_does_not(tmp_path):
 # =====================================================================================================================
 # --compare, --predict, --bench
 # =====================================================================================================================
-SETTINGS = {"dataset": "nyud", "data": "d.h5", "tasks": ["semseg", "depth"], "classes": {}, "channels": {}, "size": [4, 4],
-            "backbone": "hrnet18s", "pretrained": "none", "contrast": 0.0, "iters": 9, "batch_size": 8, "lr": 0.01}
+SETTINGS = {"dataset": "nyud", "data": "d.h5", "tasks": ["semseg", "depth"], "classes": {}, "channels": {},
+            "size": [4, 4], "backbone": "hrnet18s", "pretrained": "none", "contrast": 0.0, "iters": 9, "batch_size": 8, "lr": 0.01}
 
 
 def write_run(folder, miou=None, rmse=None, **changes):
@@ -1173,7 +1175,8 @@ def test_compare_averages_seeds_and_counts_delta_m_pair_by_pair(tmp_path, capsys
 
 
 def test_single_task_runs_make_one_baseline_row(tmp_path, capsys):
-    runs = [write_run(tmp_path / "s", 40.0), write_run(tmp_path / "d", None, 0.5), write_run(tmp_path / "m", 38.0, 0.55)]
+    runs = [write_run(tmp_path / "s", 40.0), write_run(tmp_path / "d", None, 0.5),
+            write_run(tmp_path / "m", 38.0, 0.55)]
     assert mtcd.main(["--compare", *runs]) == 0
     _, single, multi = capsys.readouterr().out.splitlines()
     assert single.split() == ["single-task", "40.00", "0.5000", "0"]
@@ -1194,7 +1197,8 @@ def trained(toy_file, tmp_path_factory):
 
 
 def test_eval_gives_the_figures_of_the_end_of_training(trained, tmp_path):
-    assert mtcd.main(["--device", "cpu", "--eval", "--checkpoint", str(trained / "last.pt"), "--out", str(tmp_path)]) == 0
+    checkpoint = str(trained / "last.pt")
+    assert mtcd.main(["--device", "cpu", "--eval", "--checkpoint", checkpoint, "--out", str(tmp_path)]) == 0
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads((trained / "metrics.json").read_text())
 
 
@@ -1249,8 +1253,8 @@ def test_predictions_never_overwrite_their_input_or_each_other(trained, tmp_path
     for path in ("a.png", "b/a.png"):
         Image.new("RGB", (40, 30), "red").save(tmp_path / path)
     before = (tmp_path / "a.png").read_bytes()
-    assert mtcd.main(["--device", "cpu", "--predict", str(tmp_path / "a.png"), str(tmp_path / "b/a.png"), "--checkpoint",
-                      str(trained / "last.pt"), "--out", str(tmp_path)]) == 0
+    assert mtcd.main(["--device", "cpu", "--predict", str(tmp_path / "a.png"), str(tmp_path / "b/a.png"),
+                      "--checkpoint", str(trained / "last.pt"), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "a.png").read_bytes() == before
     assert len(list(tmp_path.glob("*.npz"))) == 2
 
@@ -1309,7 +1313,7 @@ def test_same_seed_same_room_and_another_seed_another():
 
 
 def test_a_scene_does_not_depend_on_the_size():
-    small, large = data_prep.render_room(5, 32, 48), data_prep.render_room(5, 96, 144)  # centres of small = every third of large
+    small, large = data_prep.render_room(5, 32, 48), data_prep.render_room(5, 96, 144)  # every third centre is shared
     for key in ("semseg", "depth", "normal"):
         assert np.allclose(small[key], large[key][1::3, 1::3], atol=2e-3), key
     assert large["focal"] == pytest.approx(3 * small["focal"])
@@ -1996,7 +2000,7 @@ def test_missing_folder_and_bad_out(tmp_path, capfd):
 
 
 def child(args, **options):
-    return subprocess.Popen([sys.executable, Path(data_prep.__file__).parent / "data_prep.py", *map(str, args)], stdout=subprocess.PIPE, text=True,
+    return subprocess.Popen([sys.executable, data_prep.__file__, *map(str, args)], stdout=subprocess.PIPE, text=True,
                             stderr=subprocess.PIPE, start_new_session=True, **options)
 
 
@@ -2058,14 +2062,14 @@ def test_memory_stays_flat(tmp_path):
             file[name] = np.concatenate([four] * 10)
     savemat(tmp_path / "splits.mat", {"trainNdxs": np.arange(1, 21)[:, None], "testNdxs": np.arange(21, 41)[:, None]})
     code = ("import resource, sys, data_prep; s = data_prep.main(sys.argv[1:]);"
-            "print(s, *(resource.getrusage(w).ru_maxrss // 1024 for w in (0, -1)))")  # itself, its children
-    done = subprocess.run([sys.executable, "-c", code, "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5"], cwd=Path(data_prep.__file__).parent,
-                          capture_output=True, text=True, check=True)
+            "own = open('/proc/self/status').read().split('VmHWM:')[1].split()[0];"  # ru_maxrss would be the test's
+            "print(s, int(own) // 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)")
+    done = subprocess.run([sys.executable, "-c", code, "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5"],
+                          cwd=Path(data_prep.__file__).parent, capture_output=True, text=True, check=True)
     status, parent, worker = map(int, done.stdout.splitlines()[-1].split())
     assert status == 0 and parent < 300 and worker < 300
 
 
-@pytest.mark.skipif(not (Path(data_prep.__file__).parent / "mtcd.py").exists(), reason="needs mtcd.py")
 @pytest.mark.parametrize("dataset", ["nyud", "pascal"])
 def test_converted_files_train(tmp_path, dataset):
     (write_nyud if dataset == "nyud" else write_pascal)(tmp_path / "raw")
