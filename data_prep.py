@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: MIT
 """Raw data sets to one HDF5 file each, in the format that mtcd.py trains on.
 
     python data_prep.py toy    [--out FILE] [--train N] [--val N] [--height H] [--width W] [--seed S]    (no download)

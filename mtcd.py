@@ -252,7 +252,7 @@ class Benchmark(NamedTuple):
 
 BENCHMARKS = {
     "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 500, 0.03, 0.8, 0.011,
-                     scales=(0.9, 1.1)),
+                     scales=(1, 1)),
     "nyud": Benchmark(("semseg", "depth", "normal", "boundary"), 40_000, 0.01, 0.8, 0.011),
     "pascal": Benchmark(("semseg", "parsing", "saliency", "normal", "boundary"), 40_000, 0.005, 0.95, 0.0075),
 }
@@ -1575,7 +1575,8 @@ def run_evaluation(args, device):
     config["data"] = str(find_data(config["dataset"], args.data or config["data"]))
     dataset = DenseTasks(config["data"], "val", config["tasks"])
     if (dataset.name, dataset.classes) != (config["dataset"], config["classes"]):
-        raise UserError(f"{config['data']} ({dataset.name}) has other classes than {args.checkpoint} ({config['dataset']})")
+        raise UserError(f"{config['data']} ({dataset.name}) has other classes than {args.checkpoint} "
+                        f"({config['dataset']})")
     out = Path(args.out or Path(args.checkpoint).parent)
     make_folder(out)
     report(net, config, out, device, args.workers, config["amp"])
