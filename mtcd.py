@@ -1239,7 +1239,8 @@ def train(args, config, device):
             sum(weights[name] * loss for name, loss in losses.items()).backward()
             optimiser.step()
             pending.append(torch.stack([loss.detach().float() for loss in losses.values()]))
-            due = iteration % save_every == 0 or iteration == args.iters or stop
+            stopping = bool(stop)  # looked at once: what comes later waits for the next iteration
+            due = iteration % save_every == 0 or iteration == args.iters or stopping
             if due or iteration % LOG_EVERY == 0:
                 means, pending = losses_of(pending, list(losses), iteration), []
                 if rank == 0:
@@ -1247,7 +1248,7 @@ def train(args, config, device):
             schedule.step()
             if due and rank == 0:
                 save_checkpoint(out / "last.pt", config, iteration, objective, optimiser, schedule)
-            if stop:
+            if stopping:
                 raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, --resume goes on from there")
     return objective.net
 
