@@ -251,7 +251,7 @@ class Benchmark(NamedTuple):
 
 
 BENCHMARKS = {
-    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 500, 0.03, 0.8, 0.011,
+    "toy": Benchmark(("semseg", "parsing", "saliency", "depth", "normal", "boundary"), 560, 0.03, 0.8, 0.011,
                      scales=(1, 1)),
     "nyud": Benchmark(("semseg", "depth", "normal", "boundary"), 40_000, 0.01, 0.8, 0.011),
     "pascal": Benchmark(("semseg", "parsing", "saliency", "normal", "boundary"), 40_000, 0.005, 0.95, 0.0075),
