@@ -731,6 +731,27 @@ def test_bad_use_ends_with_one_line_and_status_two(arguments, told, toy_file, tm
     assert status == 2 and error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
 
 
+def test_metrics_equal_scikit_learn_on_random_data_with_ignored_pixels():
+    metrics = pytest.importorskip("sklearn.metrics")
+    rng = np.random.default_rng(5)
+    label, guess = rng.integers(0, 6, (3, 20, 30)), rng.integers(0, 6, (3, 20, 30))
+    label[rng.random(label.shape) < 0.2] = 255
+    valid, miou, rmse, maxf = label != 255, mtcd.MeanIoU(6), mtcd.RMSE(), mtcd.MaxF()
+    miou.update(torch.from_numpy(guess), torch.from_numpy(label))
+    assert miou.compute() == pytest.approx(
+        100 * metrics.jaccard_score(label[valid], guess[valid], average="macro"), abs=1e-9)
+    depth, far = rng.uniform(1, 9, (2, 1, 20, 30)), rng.uniform(-1, 9, (2, 1, 20, 30))
+    depth[rng.random(depth.shape) < 0.2] = 0
+    rmse.update(torch.from_numpy(far), torch.from_numpy(depth))
+    assert rmse.compute() == pytest.approx(
+        metrics.mean_squared_error(depth[depth > 0], far[depth > 0].clip(0)) ** 0.5, abs=1e-5)
+    salient = np.where(valid, label > 3, 255)
+    probability = (rng.random(label.shape) + 0.5 * (label > 3)) / 1.5
+    maxf.update(torch.from_numpy(probability), torch.from_numpy(salient))
+    assert maxf.compute() == pytest.approx(max(
+        100 * metrics.fbeta_score(salient[valid], probability[valid] > t / 20, beta=0.3**0.5) for t in range(1, 20)))
+
+
 # =====================================================================================================================
 # odsF
 # =====================================================================================================================
