@@ -973,10 +973,15 @@ def heading(task):
 def show_metrics(metrics):
     """The closing table, on the terminal."""
     for task, values in metrics.items():
-        print(f"  {heading(task):24}{show(values[TASKS[task].metric], 4 if TASKS[task].unit == 'm' else 2):>8}")
+        print(f"  {heading(task):24}{show(values[TASKS[task].metric], decimals(task)):>8}")
     for task, values in metrics.items():
         if "per_class" in values:
             print(f"  {task} IoU [%]: " + ", ".join(f"{k} {show(v, 1)}" for k, v in values["per_class"].items()))
+
+
+def decimals(task):
+    """What the papers print: RMSE with 4, the rest with 2."""
+    return 4 if TASKS[task].unit == "m" else 2
 
 
 def show(value, digits):
@@ -1385,7 +1390,7 @@ def run_comparison(folders, markdown=False):
     for label, row in columns.items():
         cells = [label + f" ({len(rows[label])} seeds)" * (len(rows[label]) > 1)]
         for task, values in row.items():
-            text = spread(values, 4 if TASKS[task].unit == "m" else 2) if values else "-"
+            text = spread(values, decimals(task)) if values else "-"
             cells.append((text, bool(values) and statistics.fmean(values) == best[task]))
         gains = [delta_m(run, first[seed] if first.get(seed, {}).keys() >= run.keys() else baseline)  # paired by seed
                  for seed, run in rows[label].items()]
@@ -1395,7 +1400,7 @@ def run_comparison(folders, markdown=False):
     widths = [max(map(len, column)) for column in zip(*plain)]
     for number, (row, texts) in enumerate(zip(table, plain)):
         marked = [bold[0] + text + bold[1] if cell[1:] == (True,) else text for cell, text in zip(row, texts)]
-        padded = [text + " " * (width - len(plain_text)) for text, plain_text, width in zip(marked, texts, widths)]
+        padded = [mark + " " * (width - len(text)) for mark, text, width in zip(marked, texts, widths)]
         print("| " + " | ".join(padded) + " |" if markdown else "  ".join(padded).rstrip())
         if markdown and number == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
