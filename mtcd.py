@@ -162,9 +162,13 @@ class CrossTaskContrast(nn.Module):
         with torch.autocast(feature.device.type, enabled=False):  # distances of unit vectors need float32
             projector = self.projectors[f"{target}_from_{source}"]
             projected = F.normalize(projector(rows.to(projector[0].weight.dtype)), dim=1)  # (n, dim)
-            anchor, positive, negative = self.triplets(projected, label, pixel, self.criteria[source])
-            loss = F.triplet_margin_loss(
-                projected[anchor], projected[positive], projected[negative], self.margin, reduction="sum")
+            return self.triplet_loss(projected, label, pixel, self.criteria[source])
+
+    def triplet_loss(self, projected, label, pixel, criterion):
+        """Mean of max(0, d(anchor, positive) - d(anchor, negative) + m) over the triplets, 0 without any."""
+        anchor, positive, negative = self.triplets(projected, label, pixel, criterion)
+        loss = F.triplet_margin_loss(
+            projected[anchor], projected[positive], projected[negative], self.margin, reduction="sum")
         return loss / max(len(anchor), 1)
 
     @torch.no_grad()
@@ -191,6 +195,12 @@ class CrossTaskContrast(nn.Module):
         chosen = waiting.argsort()[: self.samples]
         return pixel[chosen], label[chosen]
 
+    @staticmethod
+    def pairs(label, pixel, criterion):
+        """label (n, K), pixel (n,) -> which of the n pixels are positives, which negatives of which: two (n, n) bool."""
+        gap = criterion.distance(label[:, None], label[None])
+        return (gap <= criterion.positive) & (pixel[:, None] != pixel[None]), gap >= criterion.negative  # none its own
+
     @torch.no_grad()
     def triplets(self, projected, label, pixel, criterion):
         """One triplet an anchor, of every sampled pixel that has a positive and a negative.
@@ -199,15 +209,14 @@ class CrossTaskContrast(nn.Module):
         """
         if not len(pixel):
             return pixel, pixel, pixel
-        gap = criterion.distance(label[:, None], label[None])  # (n, n)
-        is_positive = (gap <= criterion.positive) & (pixel[:, None] != pixel[None])  # no pixel is its own positive
-        is_negative = gap >= criterion.negative
-        distance = torch.cdist(projected, projected, compute_mode="donot_use_mm_for_euclid_dist")  # (n, n), 0 to 2
+        is_positive, is_negative = self.pairs(label, pixel, criterion)
+        distance = torch.cdist(projected, projected)  # (n, n), 0 to 2
         positive = torch.rand_like(distance).masked_fill(~is_positive, -1).argmax(1, keepdim=True)  # (n, 1)
-        beyond = distance > distance.gather(1, positive)
-        rank = {"random": torch.rand_like(distance), "hardest": distance,
-                "semi-hard": torch.where(beyond, distance, 4 - distance)}[self.mining]  # 4 - d: after all others
-        negative = rank.masked_fill(~is_negative, torch.inf).argmin(1)
+        if self.mining == "random":
+            distance = torch.rand_like(distance)
+        elif self.mining == "semi-hard":  # beyond the positive the nearest first, then before it the farthest first
+            distance = torch.where(distance > distance.gather(1, positive), distance, 4 - distance)
+        negative = distance.masked_fill(~is_negative, torch.inf).argmin(1)
         anchor = (is_positive.any(1) & is_negative.any(1)).nonzero().squeeze(1)
         return anchor, positive[anchor, 0], negative[anchor]
 
@@ -264,8 +273,6 @@ class UserError(Exception):
 
 # ---------------------------------------------------------------------------------------------------------- 3. data
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
-PHOTOMETRIC = v2.Compose([v2.RandomApply([v2.ColorJitter(**{change: amount})], 0.5) for change, amount in
-                          (("brightness", 0.125), ("contrast", 0.5), ("saturation", 0.5), ("hue", 0.1))])
 MEAN_COLOUR = tuple(round(255 * m) for m in MEAN)  # pads images: 0 after normalisation
 
 
@@ -278,7 +285,7 @@ class DenseTasks(Dataset):
 
     def __init__(self, path, split, tasks, augment=False, seed=0):
         self.path, self.split, self.tasks, self.augment, self.seed = str(path), split, list(tasks), augment, seed
-        self.file = self.owner = None  # each process opens the file for itself
+        self.arrays = self.owner = None  # each process opens the file for itself
         try:
             with h5py.File(path, "r") as file:
                 self.name = file.attrs["dataset"]
@@ -298,23 +305,24 @@ class DenseTasks(Dataset):
         return self.length
 
     def __getstate__(self):
-        return {**self.__dict__, "file": None, "owner": None}
+        return {**self.__dict__, "arrays": None, "owner": None}
 
     def __getitem__(self, key):
         if self.owner != os.getpid():
-            self.file, self.owner = h5py.File(self.path, "r"), os.getpid()
-        group, index = self.file[self.split], key % len(self)
-        height, width = (int(n) for n in group["size"][index])
+            group, self.owner = h5py.File(self.path, "r")[self.split], os.getpid()
+            self.arrays = {name: group[name] for name in ("image", "size", *self.tasks)}  # a lookup in a file is slow
+        index = key % len(self)
+        height, width = (int(n) for n in self.arrays["size"][index])
         if self.augment:
             rng = np.random.default_rng([self.seed, key])
-            return self.augmented(group, index, height, width, rng)
-        sample = {name: torch.from_numpy(group[name][index]) for name in ("image", *self.tasks)}
+            return self.augmented(index, height, width, rng)
+        sample = {name: torch.from_numpy(array[index]) for name, array in self.arrays.items() if name != "size"}
         sample["image"][height:] = sample["image"][:, width:] = torch.tensor(MEAN_COLOUR, dtype=torch.uint8)
         return {**sample, "image": sample["image"].permute(2, 0, 1)}
 
-    def augmented(self, group, index, height, width, rng):
+    def augmented(self, index, height, width, rng):
         """Random scale, crop, flip and colours (protocol). The crop is cut out first and only then resized."""
-        semseg = group["semseg"][index] if "semseg" in self.tasks else None
+        semseg = self.arrays["semseg"][index] if "semseg" in self.tasks else None
         scale, flip = rng.uniform(*BENCHMARKS[self.name].scales), rng.random() < 0.5
         high, wide = (min(n, round(full / scale)) for n, full in zip((height, width), self.shape))  # cut from the file
         for _ in range(10):
@@ -326,25 +334,42 @@ class DenseTasks(Dataset):
             if counts.max() <= 0.75 * counts.sum():
                 break
         out = [min(round(n * scale), full) for n, full in zip((high, wide), self.shape)]
-        rows, columns = ((np.arange(n) + 0.5) * size // n for n, size in zip(out, (high, wide)))  # nearest neighbour
-        rows, columns = rows.astype(int)[:, None], columns.astype(int)[:: -1 if flip else 1]
+        rows, columns = (((np.arange(n) + 0.5) * size // n).astype(int) for n, size in zip(out, (high, wide)))  # nearest
+        columns = columns[:: -1 if flip else 1]
         sample = {}
         for task in self.tasks:
-            label = semseg[window] if task == "semseg" else group[task][(index, *window)]
+            label = semseg[window] if task == "semseg" else self.arrays[task][(index, *window)]
             whole = np.full((*self.shape, *label.shape[2:]), TASKS[task].ignored, label.dtype)
-            whole[: out[0], : out[1]] = label[rows, columns]
+            whole[: out[0], : out[1]] = label.take(rows, 0).take(columns, 1)
             sample[task] = torch.from_numpy(whole)
         if flip and "normal" in sample:
             sample["normal"][..., 0] *= -1
         if "depth" in sample:
             sample["depth"] /= scale  # as if the camera had come nearer
-        image = torch.from_numpy(group["image"][(index, *window)]).permute(2, 0, 1)
+        image = torch.from_numpy(self.arrays["image"][(index, *window)]).permute(2, 0, 1)
         image = v2.functional.resize(image, out, antialias=True)
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(int(rng.integers(2**62)))
-            image = PHOTOMETRIC(image.flip(2) if flip else image)
+        image = distort(image.flip(2) if flip else image, rng)
         padding = [0, 0, self.shape[1] - out[1], self.shape[0] - out[0]]
         return {**sample, "image": v2.functional.pad(image, padding, MEAN_COLOUR)}
+
+
+def distort(image, rng):
+    """Photometric distortion (protocol): brightness, contrast, saturation, hue, each every second time; uint8 (3, H, W).
+
+    In RGB all four are affine, hue as a turn about the grey axis, so they are one matrix and one offset, rounded once
+    (torchvision's change of hue alone takes twice as long as the whole rest of a sample).
+    """
+    brightness, contrast, saturation, turn = (
+        rng.uniform(-most, most) * (rng.random() < 0.5) for most in (0.125, 0.5, 0.5, 0.2 * math.pi))
+    luma = torch.tensor([0.299, 0.587, 0.114])
+    cos, sin = (1 - math.cos(turn)) / 3, math.sin(turn) / math.sqrt(3)
+    hue = torch.tensor([[1 - 2 * cos, cos - sin, cos + sin],
+                        [cos + sin, 1 - 2 * cos, cos - sin],
+                        [cos - sin, cos + sin, 1 - 2 * cos]])
+    matrix = hue @ ((1 + saturation) * torch.eye(3) - saturation * luma) * (1 + brightness) * (1 + contrast)
+    pixels = image.reshape(3, -1).float()
+    grey = (1 + brightness) * luma @ pixels.mean(1)  # which contrast moves away from, and saturation and hue keep
+    return torch.addmm(-contrast * grey, matrix, pixels).round_().clamp_(0, 255).byte().view(image.shape)
 
 
 class EndlessSampler(Sampler):

@@ -29,6 +29,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.transforms import v2
 
 import data_prep
 import mtcd
@@ -444,6 +445,42 @@ def test_crop_avoids_three_quarters_of_one_class_where_it_can(tmp_path):
         shares.append(np.bincount(label[label != 255]).max() / (label != 255).sum())
     assert np.mean(np.array(shares) > 0.77) < 0.06  # without the rule 0.4
     assert (dataset[1]["semseg"] == 0).any()  # one class only: no way out, and no endless search
+
+
+@pytest.mark.parametrize("which, amount, oracle", [
+    (0, 0.1, lambda image: v2.functional.adjust_brightness(image, 1.1)),
+    (1, -0.4, lambda image: v2.functional.adjust_contrast(image, 0.6)),
+    (2, 0.4, lambda image: v2.functional.adjust_saturation(image, 1.4)),
+    (3, 2 * math.pi / 3, lambda image: v2.functional.adjust_hue(image, 1 / 3)),  # a third of a turn swaps the channels
+    (3, -2 * math.pi / 3, lambda image: v2.functional.adjust_hue(image, -1 / 3)),
+])
+def test_each_photometric_change_equals_torchvisions(which, amount, oracle):
+    class Draws:
+        """A random generator that switches on one change alone."""
+        calls = -1
+
+        def uniform(self, low, high):
+            self.calls += 1
+            assert low == -high
+            return amount
+
+        def random(self):
+            return 0.4 if self.calls == which else 0.6
+
+    image = torch.randint(60, 180, (3, 20, 30), dtype=torch.uint8)
+    image[:, :3] = 100  # grey
+    changed = mtcd.distort(image, Draws())
+    assert changed.dtype == torch.uint8 and (changed.int() - oracle(image).int()).abs().max() <= 1
+    assert which == 0 or (changed[0, :3] == changed[1, :3]).all() and (which == 1 or (changed[:, :3] == 100).all())
+
+
+def test_photometric_distortion_leaves_one_in_sixteen_and_clips():
+    rng, image = np.random.default_rng(0), torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    changed = torch.stack([mtcd.distort(image, rng) for _ in range(800)])
+    same = (changed == image).flatten(1).all(1)
+    assert 30 <= same.sum() <= 75  # 50 expected, standard deviation 7
+    bright = image.float() > 250
+    assert (changed[:, bright] > 180).float().mean() > 0.8  # clipped at 255, not wrapped around to dark
 
 
 def test_augmentation_depends_on_seed_and_key_alone(toy_file):
