@@ -10,6 +10,7 @@ another through a triplet loss. Nothing of this remains at inference.
     torchrun --nproc_per_node=4 mtcd.py --dataset nyud --amp           several GPUs
     python mtcd.py --eval --checkpoint runs/NAME/last.pt               the figures of a trained network again
     python mtcd.py --predict photo.jpg --checkpoint runs/NAME/last.pt  pictures and arrays of every task
+    python mtcd.py --consistency --checkpoint runs/NAME/last.pt        do the tasks agree on what is alike? (figure 1)
     python mtcd.py --compare runs/BASELINE runs/OURS                   the papers' table, with Delta_m
     python mtcd.py --bench                                             what takes how long
 
@@ -25,9 +26,10 @@ Map of the file, in the order of the paper:
      9. pictures          colours, panels, the preview of a run
     10. training          checkpoints and the loop
     11. predictions       of any picture
-    12. comparing runs    the papers' table
-    13. bench
-    14. command line
+    12. consistency       the paper's figure 1 for any checkpoint
+    13. comparing runs    the papers' table
+    14. bench
+    15. command line
 Words: docstrings say "stated" of what the paper states and "choice" of what it leaves open to us (see README.md).
 """
 import argparse
@@ -156,13 +158,17 @@ class CrossTaskContrast(nn.Module):
     def pair_loss(self, target, source, feature, label):
         """Mean triplet loss of the target's feature (B, C, h, w) under the source's label -> scalar."""
         pixel, label = self.sample(feature.shape, label, self.criteria[source])
-        height, width = feature.shape[2:]
-        image, row, column = pixel // (height * width), pixel // width % height, pixel % width
-        rows = feature[image, :, row, column]  # (n, C)
+        rows = self.rows(feature, pixel)  # (n, C)
         with torch.autocast(feature.device.type, enabled=False):  # distances of unit vectors need float32
             projector = self.projectors[f"{target}_from_{source}"]
             projected = F.normalize(projector(rows.to(projector[0].weight.dtype)), dim=1)  # (n, dim)
             return self.triplet_loss(projected, label, pixel, self.criteria[source])
+
+    @staticmethod
+    def rows(feature, pixel):
+        """The map (B, C, h, w) at the pixels (n,), indices into B * h * w -> (n, C)."""
+        height, width = feature.shape[2:]
+        return feature[pixel // (height * width), :, pixel // width % height, pixel % width]
 
     def triplet_loss(self, projected, label, pixel, criterion):
         """Mean of max(0, d(anchor, positive) - d(anchor, negative) + m) over the triplets, 0 without any."""
@@ -1049,12 +1055,28 @@ def colourise(task, label, depth_range=None):
     return np.where(ignored[..., None], VOID, picture).astype(np.uint8)
 
 
-def panel(rows, captions, width=240):
-    """Rows of uint8 (h, w, 3) pictures -> one PIL picture, `width` pixels a column; captions: a string a cell."""
+def panel(rows, captions, classes, width=240):
+    """Rows of uint8 (h, w, 3) pictures -> one PIL picture, `width` pixels a column; captions: a string a cell; classes:
+    task -> names, of which the tasks with more than two become a legend at the foot."""
     font = ImageFont.load_default(13)
     height = round(width * rows[0][0].shape[0] / rows[0][0].shape[1])
-    sheet = Image.new("RGB", (len(rows[0]) * (width + 4) - 4, len(rows) * (height + 20)), "white")
+    total, foot = len(rows[0]) * (width + 4) - 4, len(rows) * (height + 20)
+    entries, x, y = [], 0, foot + 4  # of the legend: place, colour or None, text
+    for task, names in classes.items():
+        if TASKS[task].channels != 1:
+            for colour, text in ((None, f"{task}:"), *zip(class_colours(len(names)).tolist(), names)):
+                advance = round(font.getlength(text)) + (28 if colour else 10)
+                if x + advance > total:
+                    x, y = 0, y + 20
+                entries.append((x, y, colour, text))
+                x += advance
+            x, y = 0, y + 20
+    sheet = Image.new("RGB", (total, y + 4 if entries else foot), "white")
     pen = ImageDraw.Draw(sheet)
+    for x, y, colour, text in entries:
+        if colour:
+            pen.rectangle((x + 2, y + 2, x + 14, y + 14), tuple(colour), "black")
+        pen.text((x + (19 if colour else 2), y), text, "black", font)
     for y, (row, words) in enumerate(zip(rows, captions)):
         for x, (picture, text) in enumerate(zip(row, words)):
             corner = x * (width + 4), y * (height + 20)
@@ -1088,7 +1110,7 @@ def draw_preview(net, dataset, device, count=3):
             rows.append([image, *(colourise(task, label, spans[task]) for task, label in labels.items())])
             captions.append([f"val {index}: {name}", *(f"depth, {spans[task][0]:.1f} (dark) to {spans[task][1]:.1f} m"
                                                        if task == "depth" else task for task in labels)])
-    return panel(rows, captions)
+    return panel(rows, captions, dataset.classes)
 
 
 # ------------------------------------------------------------------------------------------------------- 10. training
@@ -1357,7 +1379,7 @@ def run_predictions(args, device):
         captions = [f"depth, {arrays[task].min():.1f} (dark) to {arrays[task].max():.1f} m" if task == "depth" else task
                     for task in tiles]
         with replacing(out / f"{name}.png") as part:
-            panel([list(tiles.values())], [captions], 320).save(part, "PNG")
+            panel([list(tiles.values())], [captions], config["classes"], 320).save(part, "PNG")
         with replacing(out / f"{name}.npz") as part, part.open("wb") as file:
             np.savez(file, **arrays)
         print(f"{path} -> {out / name}.png, .npz")
@@ -1365,7 +1387,103 @@ def run_predictions(args, device):
         raise UserError(f"{failed} of {len(args.predict)} pictures could not be read")
 
 
-# -------------------------------------------------------------------------------------------------- 12. comparing runs
+# ------------------------------------------------------------------------------------------------- 12. consistency
+@torch.no_grad()
+def triplet_distances(net, contrast, dataset, device, batches=8):
+    """The paper's figure 1 in numbers: distances of random triplets of every (target, source) pair, own labels too.
+
+    `contrast` samples pixels of `batches` batches of 8 val images, spread over the split -> two dictionaries (target,
+    source) -> (2, t) distances anchor-positive and anchor-negative, 0 to 2: of the target's features scaled to unit
+    length, and of their projections (pairs of different tasks).
+    """
+    plain, projected = {}, {}
+    net.eval()
+    for index in np.array_split(np.linspace(0, len(dataset) - 1, min(8 * batches, len(dataset))).astype(int), batches):
+        if not index.size:
+            continue
+        images, labels = to_device(default_collate([dataset[i] for i in index]), device)
+        for target, feature in net.features(images).items():
+            for source in contrast.tasks:
+                criterion = contrast.criteria[source]
+                pixel, label = contrast.sample(feature.shape, labels[source], criterion)
+                rows = contrast.rows(feature, pixel)
+                spaces = [(plain, rows)]
+                if source != target:
+                    spaces.append((projected, contrast.projectors[f"{target}_from_{source}"](rows)))
+                for distances, points in spaces:
+                    points = F.normalize(points, dim=1)
+                    anchor, *others = contrast.triplets(points, label, pixel, criterion)
+                    pair = torch.stack([(points[anchor] - points[other]).norm(dim=1) for other in others]).cpu()
+                    distances[target, source] = torch.cat([distances.get((target, source), pair[:, :0]), pair], 1)
+    return plain, projected
+
+
+def closer(pair):
+    """(2, t) distances -> percent of the triplets whose positive is nearer than its negative; ties count half."""
+    return 50 * (1 + (pair[1] - pair[0]).sign()).mean().item() if pair.numel() else math.nan
+
+
+def draw_distances(tasks, spaces):
+    """{title: (target, source) -> (2, t) distances} -> PIL picture: per title a grid of tasks by tasks of histograms."""
+    wide, high, bins = 150, 90, 50
+    font, colours = ImageFont.load_default(13), ("#0072b2", "#e69f00")  # told apart by the colour-blind too
+    sheet = Image.new("RGB", (80 + wide * len(tasks), (high * len(tasks) + 64) * len(spaces) + 24), "white")
+    pen = ImageDraw.Draw(sheet)
+    pen.text((4, 4), "distance (0 to 2) of an anchor to its", "black", font)
+    for x, word, colour in ((230, "positive", colours[0]), (286, "negative", colours[1])):
+        pen.text((x, 4), word, colour, font)
+    pen.text((344, 4), "in random triplets; %: positive nearer; 50 is chance", "black", font)
+    for part, (title, distances) in enumerate(spaces.items()):
+        top = 24 + part * (high * len(tasks) + 64)
+        pen.text((4, top + 8), f"{title} (rows: whose features; columns: whose labels)", "black", font)
+        for row, target in enumerate(tasks):
+            pen.text((4, top + 50 + row * high + high // 2), target, "black", font)
+            for column, source in enumerate(tasks):
+                x, y, pair = 80 + column * wide, top + 50 + row * high, distances.get((target, source))
+                if row == 0:
+                    pen.text((x + 4, top + 30), source, "black", font)
+                if pair is None or not pair.numel():
+                    continue
+                counts = [torch.histc(d, bins, 0, 2) for d in pair]
+                unit = (high - 30) / max(c.max().item() for c in counts)
+                for count, colour in zip(counts, colours):
+                    points = [(x + 4 + (wide - 12) * k / (bins - 1), y + high - 8 - unit * n)
+                              for k, n in enumerate(count.tolist())]
+                    pen.line(points, colour, 2)
+                pen.line((x + 4, y + high - 7, x + wide - 8, y + high - 7), "grey")
+                pen.text((x + wide - 56, y), f"{closer(pair):.1f} %", "black", font)
+    return sheet
+
+
+def run_consistency(args, device):
+    """Tables on the terminal, of random and of trained weights, and consistency.png beside the checkpoint."""
+    net, config = load_network(args.checkpoint, device)
+    dataset = DenseTasks(find_data(config["dataset"], args.data or config["data"]), "val", config["tasks"])
+    torch.manual_seed(config["seed"])
+    start = MultiTaskNet(config["channels"], config["backbone"]).to(device)
+    contrast = CrossTaskContrast(config["tasks"], net.channels, mining="random").to(device)
+    trained = load_weights(args.checkpoint, "contrast")["contrast"]
+    if trained:
+        contrast.load_state_dict(trained)
+    spaces = {"features, random weights": triplet_distances(start, contrast, dataset, device)[0]}
+    plain, projected = triplet_distances(net, contrast, dataset, device)
+    spaces |= {"features": plain, **({"projected features": projected} if trained else {})}
+    print("Share of random triplets, in %, whose positive is nearer than the negative; 50 is chance.\n"
+          "Rows: whose features. Columns: whose labels say what is positive and negative.")
+    for title, distances in spaces.items():
+        print(f"\n{title:24}  " + "".join(f"{source:>10}" for source in config["tasks"]))
+        for target in config["tasks"]:
+            shares = [closer(distances[target, source]) if (target, source) in distances else math.nan
+                      for source in config["tasks"]]
+            print(f"  {target:24}" + "".join(f"{'-' if math.isnan(share) else f'{share:.1f}':>10}" for share in shares))
+    out = Path(args.out or Path(args.checkpoint).parent)
+    make_folder(out)
+    with replacing(out / "consistency.png") as part:
+        draw_distances(config["tasks"], spaces).save(part, "PNG")
+    print(f"\n{out / 'consistency.png'}")
+
+
+# -------------------------------------------------------------------------------------------------- 13. comparing runs
 def read_runs(folders):
     """Run folders -> {row: {seed: {task: value}}}. Runs that differ only in the seed share a row, and so do the
     single-task runs of otherwise equal settings."""
@@ -1431,7 +1549,7 @@ def run_comparison(folders, markdown=False):
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")
 
 
-# ----------------------------------------------------------------------------------------------------------- 13. bench
+# ----------------------------------------------------------------------------------------------------------- 14. bench
 def median_seconds(jobs, device, rounds=5):
     """{name: job} -> {name: median seconds}, after a warm-up; in turn, so that a machine's drift meets all alike."""
     times = {name: [] for name in jobs}
@@ -1491,7 +1609,7 @@ def run_bench(args, device):
         print("  peak memory of a step: " + ", ".join(f"{m / 2**30:.2f} GiB" for m in memory.values()))
 
 
-# -------------------------------------------------------------------------------------------------- 14. command line
+# -------------------------------------------------------------------------------------------------- 15. command line
 def number(kind, least, most=math.inf):
     """An argument type: int or float, finite, in [least, most)."""
     def convert(text):
@@ -1536,7 +1654,9 @@ def parse(argv):
     add = parser.add_argument_group("instead of training").add_argument
     add("--eval", action="store_true", help="evaluate --checkpoint on the val split")
     add("--predict", nargs="+", metavar="IMAGE", default=later, help="a panel and the raw predictions of each picture")
-    add("--checkpoint", metavar="FILE", default=later, help="last.pt of a run, for --eval and --predict")
+    add("--consistency", action="store_true",
+        help="distances of triplets in the features of --checkpoint, by every other task's labels")
+    add("--checkpoint", metavar="FILE", default=later, help="last.pt of a run, for --eval, --predict, --consistency")
     add("--compare", nargs="+", metavar="RUN", default=later, help="the papers' table; the first is the baseline")
     add("--markdown", action="store_true", help="print the table of --compare as Markdown")
     add("--bench", action="store_true", help="time the loader, a training step, inference and the metrics")
@@ -1637,7 +1757,7 @@ def main(argv=None):
             run_comparison(args.compare, args.markdown)
         else:
             job = (run_evaluation if args.eval else run_predictions if args.predict else
-                   run_bench if args.bench else run_training)
+                   run_consistency if args.consistency else run_bench if args.bench else run_training)
             job(args, start_device(args.device))
         return 0
     except UserError as error:

@@ -1159,7 +1159,7 @@ def test_a_bad_checkpoint_is_one_line_and_runs_nothing(content, toy_file, tmp_pa
         torch.save({"config": {"channels": {"depth": 1}, "backbone": "resnet18"}, "model": {"a": torch.ones(1)}}, path)
     else:
         path.write_bytes(content)
-    for arguments in (["--eval"], ["--predict", "x.png"]):
+    for arguments in (["--eval"], ["--predict", "x.png"], ["--consistency"]):
         assert mtcd.main(["--device", "cpu", *arguments, "--checkpoint", str(path)]) == 2
         one_line(capsys, "last.pt")
     assert not Path("exploded").exists()
@@ -1315,6 +1315,75 @@ def test_predictions_never_overwrite_their_input_or_each_other(trained, tmp_path
                       "--checkpoint", str(trained / "last.pt"), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "a.png").read_bytes() == before
     assert len(list(tmp_path.glob("*.npz"))) == 2
+
+
+def test_foreign_network_script_trains_with_the_import_and_with_the_pasted_block(toy_file, tmp_path):
+    root, block = Path(mtcd.__file__).parent, Path(mtcd.__file__).read_text()
+    script = (root / "docs/foreign_network.py").read_text()
+    assert len(script.splitlines()) < 40
+    line = next(line for line in script.splitlines() if line.startswith("from mtcd import CrossTaskContrast"))
+    pasted = script.replace(line, block.split("# >>> copy from here")[1].split("# <<< to here")[0])
+    (tmp_path / "pasted.py").write_text(pasted)
+    runs = [([sys.executable, "-m", "docs.foreign_network"], root), ([sys.executable, "pasted.py"], tmp_path)]
+    printed = [subprocess.run([*command, str(toy_file), "20"], cwd=folder, check=True, capture_output=True, text=True,
+                              env={**os.environ, "OMP_NUM_THREADS": "1"}).stdout for command, folder in runs]
+    first, last = (float(re.search(rf"{n}/20  tasks ([0-9.]+)", printed[0])[1]) for n in (10, 20))
+    assert printed[0] == printed[1] and last < first
+
+
+def test_consistency_is_100_where_features_are_the_labels_50_where_they_are_noise_and_ties_count_half(toy_file):
+    dataset = mtcd.DenseTasks(toy_file, "val", ["semseg", "depth", "normal"])
+    torch.manual_seed(0)
+
+    class Labels(nn.Module):
+        """Features: a one-hot class, the normal itself, and noise."""
+
+        def features(self, images):
+            batch = [dataset[next(keys)] for _ in images]
+            semseg = torch.stack([F.one_hot(sample["semseg"].long(), 16).permute(2, 0, 1) for sample in batch])
+            normal = torch.stack([sample["normal"].permute(2, 0, 1) for sample in batch])
+            return {"semseg": semseg.float(), "depth": torch.randn(len(images), 16, *images.shape[2:]),
+                    "normal": F.pad(normal.float(), (0, 0, 0, 0, 0, 13))}
+
+    keys = iter(np.linspace(0, len(dataset) - 1, min(16, len(dataset))).astype(int).tolist())
+    contrast = mtcd.CrossTaskContrast(dataset.tasks, 16, mining="random")
+    plain, projected = mtcd.triplet_distances(Labels(), contrast, dataset, torch.device("cpu"), batches=2)
+    assert set(plain) == set(itertools.product(dataset.tasks, repeat=2))
+    assert set(projected) == set(itertools.permutations(dataset.tasks, 2))
+    assert mtcd.closer(plain["semseg", "semseg"]) == 100 == mtcd.closer(plain["normal", "normal"])
+    assert plain["semseg", "semseg"][0].max() < 1e-6 and (plain["semseg", "semseg"][1] - 2**0.5).abs().max() < 1e-6
+    assert plain["normal", "normal"][0].max() < 2 * math.sin(math.radians(5)) + 1e-3  # within 10 degrees
+    assert plain["normal", "normal"][1].min() > 2 * math.sin(math.radians(15)) - 1e-3  # beyond 30
+    assert all(abs(mtcd.closer(plain["depth", source]) - 50) < 6 for source in dataset.tasks)
+    assert mtcd.closer(torch.tensor([[1.0, 1, 1, 1], [2, 0, 1, 1]])) == 50
+    assert math.isnan(mtcd.closer(torch.zeros(2, 0)))
+
+
+def test_consistency_prints_a_table_and_draws_it(trained, tmp_path, capsys):
+    command = ["--device", "cpu", "--consistency", "--checkpoint", str(trained / "last.pt"), "--out", str(tmp_path)]
+    outputs = []
+    for _ in range(2):
+        assert mtcd.main(command) == 0
+        outputs.append(capsys.readouterr().out)
+    assert outputs[0] == outputs[1]
+    titles = ("features, random weights", "features  ", "projected features")
+    assert [sum(line.startswith(title) for line in outputs[0].splitlines()) for title in titles] == [1, 1, 1]
+    rows = [line.split() for line in outputs[0].splitlines() if line.startswith("  semseg")]
+    assert len(rows) == 3 and all(len(row) == 1 + len(TASKS) for row in rows) and rows[2][1] == "-"
+    picture = np.asarray(Image.open(tmp_path / "consistency.png").convert("RGB"))
+    assert all((picture == colour).all(2).any() for colour in ((0, 0x72, 0xB2), (0xE6, 0x9F, 0)))
+
+
+def test_legend_names_every_class_in_its_colour_and_clips_nothing():
+    names = [f"a rather long name {i}" for i in range(40)]
+    rows, bare = [[np.zeros((10, 20, 3), np.uint8)] * 3], 0
+    plain = mtcd.panel(rows, [["x"] * 3], {})
+    sheet = mtcd.panel(rows, [["x"] * 3], {"semseg": names, "saliency": ["no", "yes"]})
+    assert sheet.width == plain.width and sheet.height > plain.height + 40
+    pixels = np.asarray(sheet)[plain.height :]
+    for colour in mtcd.class_colours(40):
+        bare += not (pixels == colour).all(2).sum() >= 100  # a filled square
+    assert bare == 0 and (pixels[:, -2:] == 255).all()
 
 
 def test_bench_times_every_part(toy_file, capsys):

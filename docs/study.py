@@ -1,0 +1,232 @@
+# SPDX-License-Identifier: MIT
+"""Does the regulariser help? The protocol of the study, and the program that runs it and prints its tables.
+
+    python docs/study.py             run what docs/results.csv lacks (about 2 hours on 2 CPU cores) and print the tables
+    python docs/study.py --tables    print the tables of docs/results.csv
+
+Protocol, fixed before the reported runs:
+  data      300 rendered rooms to train on, 300 to evaluate, 64 x 96; the reported set has seed 0. Every choice was
+            made on another set (--tune: seed 1, docs/tuning.csv), which the tables do not use.
+  tasks     semseg, depth, normal, boundary
+  network   hrnet18s from scratch, 500 iterations of 8 images, learning rate 0.03, --amp, all else as in `python mtcd.py`
+  seeds     of weights, batches and draws; an arm and the baseline of one seed start from the same weights and see the
+            same batches, so Delta_m is taken seed by seed against the multi-task baseline (lambda = 0)
+  success   mean Delta_m of "ours" at least +2.0 %, its 95 % confidence interval (Student's t over seeds) above 0, and
+            no task worse by more than its standard deviation
+  scarce    for one task at a time 30 of the 300 training images keep their label, the other tasks keep all of theirs
+Every run made is in the table, whatever it shows. Two runs at a time, a thread each.
+"""
+import argparse
+import csv
+import functools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+DOCS = Path(__file__).resolve().parent
+sys.path.insert(0, str(DOCS.parent))
+TASKS = ("semseg", "depth", "normal", "boundary")
+T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds
+
+
+def variants():
+    """The regulariser's other forms, each a few lines -> {name: class}."""
+    import torch.nn.functional as F
+    from torch import nn
+
+    from mtcd import CrossTaskContrast
+
+    class AllSources(CrossTaskContrast):
+        """Every other task is a source in every iteration; the mean over them."""
+
+        def forward(self, features, labels):
+            return sum(self.pair_loss(target, source, features[target], labels[source]) / (len(self.tasks) - 1)
+                       for target in self.tasks for source in self.tasks if source != target)
+
+    class OwnLabels(CrossTaskContrast):
+        """A task's own labels are its source: the control that the paper excludes."""
+
+        def __init__(self, tasks, channels):
+            super().__init__(tasks, channels)
+            spare = iter(self.projectors.values())
+            self.projectors = nn.ModuleDict({f"{task}_from_{task}": next(spare) for task in tasks})
+
+        def forward(self, features, labels):
+            return sum(self.pair_loss(task, task, features[task], labels[task]) for task in self.tasks)
+
+    class PerImage(CrossTaskContrast):
+        """Pairs within an image only; as many pixels in all."""
+
+        def pair_loss(self, target, source, feature, label):
+            pair_loss = super().pair_loss
+            return sum(pair_loss(target, source, f[None], y[None]) for f, y in zip(feature, label)) / len(feature)
+
+    class NoProjector(CrossTaskContrast):
+        """Distances between the features themselves, scaled to unit length."""
+
+        def __init__(self, tasks, channels):
+            super().__init__(tasks, channels)
+            for projector in self.projectors.values():
+                projector[:] = [nn.Linear(channels, channels, bias=False)]
+                nn.init.eye_(projector[0].weight).requires_grad_(False)
+
+    class InfoNCE(CrossTaskContrast):
+        """-log of a positive's share against all negatives of its anchor, temperature 0.1, mean over positives."""
+
+        def triplet_loss(self, projected, label, pixel, criterion):
+            positive, negative = self.pairs(label, pixel, criterion)
+            similarity = projected @ projected.T / 0.1
+            against = similarity.masked_fill(~negative, -math.inf).logsumexp(1, keepdim=True)
+            anchor = positive.any(1) & negative.any(1)
+            loss = (F.softplus(against - similarity) * positive).sum(1) / positive.sum(1).clamp(min=1)
+            return loss[anchor].sum() / anchor.sum().clamp(min=1)
+
+    form = functools.partial
+    return {"all sources": AllSources, "own labels": OwnLabels, "per image": form(PerImage, samples=48),
+            "no projector": NoProjector, "InfoNCE": InfoNCE,
+            **{f"mining {m}": form(CrossTaskContrast, mining=m) for m in ("random", "semi-hard", "hardest")},
+            **{f"margin {m}": form(CrossTaskContrast, margin=m) for m in (0.1, 0.3, 1.0)},
+            **{f"samples {n}": form(CrossTaskContrast, samples=n) for n in (128, 384, 1024)}}
+
+
+def few_labels(path, task, keep=30):
+    """A copy of a data file in which only `keep` training images, evenly spread, have the task's label."""
+    import h5py
+    import numpy as np
+
+    from mtcd import TASKS
+
+    few = path.with_name(f"{path.stem}-few-{task}.h5")
+    if not few.exists():
+        part = few.with_suffix(f".{os.getpid()}")
+        part.write_bytes(path.read_bytes())
+        with h5py.File(part, "r+") as file:
+            labels = file["train"][task]
+            kept = set(np.linspace(0, len(labels) - 1, keep).astype(int).tolist())
+            for index in range(len(labels)):
+                if index not in kept:
+                    labels[index] = np.full(labels.shape[1:], TASKS[task].ignored, labels.dtype)
+        part.rename(few)
+    return few
+
+
+def run(arm, seed, folder, data):
+    """One training run in this process -> its metrics.json."""
+    import mtcd
+
+    form, *options = arm.split(", ")
+    options = dict(option.split(" ") for option in options)
+    if form in variants():
+        mtcd.CrossTaskContrast = variants()[form]
+    strength = "0" if form in ("baseline", "single-task") else options.get("lambda", "1")
+    data = few_labels(data, options["few"]) if "few" in options else data
+    out = folder / f"{arm} {seed}".replace(",", "").replace(" ", "-")
+    tasks = [options["task"]] if "task" in options else TASKS
+    status = mtcd.main(["--data", str(data), "--tasks", *tasks, "--contrast", strength, "--iters", "500", "--lr",
+                        options.get("lr", "0.03"), "--seed", str(seed), "--amp", "--device", "cpu", "--out", str(out)])
+    if status:
+        sys.exit(status)
+    (out / "last.pt").unlink()
+    return json.loads((out / "metrics.json").read_text())
+
+
+def plan():
+    """The reported runs, (arm, seed), those first that the claim rests on."""
+    few = [f"{form}, few {task}" for task in TASKS for form in ("baseline", "ours")]
+    single = [f"single-task, task {task}" for task in TASKS]
+    ablation = ["mining random", "mining hardest", "InfoNCE", "all sources", "own labels", "per image", "no projector",
+                "ours, lambda 0.3", "ours, lambda 3", "margin 0.1", "margin 1.0", "samples 128", "samples 1024"]
+    return [*((arm, seed) for seed in range(8) for arm in ("baseline", "ours")),
+            *((arm, seed) for seed in range(3) for arm in (*few, *single, *ablation))]
+
+
+def run_all(jobs, results, folder, data):
+    """Run what `results` lacks, two at a time, and add it there."""
+    done = {(row["arm"], int(row["seed"])) for row in read(results)}
+    jobs = [job for job in jobs if job not in done]
+
+    def one(job):
+        arm, seed = job
+        start = time.time()
+        log = folder / f"{arm} {seed}.log".replace(",", "").replace(" ", "-")
+        with log.open("w") as file:
+            subprocess.run([sys.executable, __file__, "--run", arm, str(seed), str(folder), str(data)], check=True,
+                           stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+        return arm, seed, json.loads(log.read_text().splitlines()[-1]), (time.time() - start) / 60
+
+    with ThreadPoolExecutor(2) as pool:
+        for number, (arm, seed, metrics, minutes) in enumerate(pool.map(one, jobs), 1):
+            new = not results.exists()
+            with results.open("a", newline="") as file:
+                csv.writer(file).writerows([
+                    *[("arm", "seed", "task", "metric", "value", "minutes")] * new,
+                    *((arm, seed, task, *next(iter(values.items())), f"{minutes:.1f}")
+                      for task, values in metrics.items())])
+            print(f"{number}/{len(jobs)} {arm}, seed {seed}: {minutes:.1f} min", flush=True)
+
+
+def read(results):
+    if not results.exists():
+        return []
+    with results.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def print_tables(results):
+    """Every arm: mean and standard deviation of each metric, Delta_m over its baseline by seed with its interval."""
+    import mtcd
+
+    arms = {}
+    for row in read(results):
+        arms.setdefault(row["arm"], {}).setdefault(int(row["seed"]), {})[row["task"]] = float(row["value"])
+    singles = {arm: arms.pop(arm) for arm in list(arms) if arm.startswith("single-task")}
+    for runs in singles.values():
+        for seed, values in runs.items():
+            arms.setdefault("single-task", {}).setdefault(seed, {}).update(values)
+    print("| arm | seeds | " + " | ".join(map(mtcd.heading, TASKS)) + " | Delta_m [%] ↑ | 95 % interval |")
+    print("|" + " --- |" * (len(TASKS) + 4))
+    for arm, runs in arms.items():
+        base = arms.get("baseline" + "".join(arm.partition(", few ")[1:]), {})
+        gains = [mtcd.delta_m(values, base[seed]) for seed, values in runs.items() if seed in base]
+        cells = [mtcd.spread([values[t] for values in runs.values()], mtcd.decimals(t)) for t in TASKS]
+        interval = "-"
+        if len(gains) > 1:
+            half = T_95[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
+            interval = f"{statistics.fmean(gains) - half:+.2f} to {statistics.fmean(gains) + half:+.2f}"
+        gain = "0" if base is runs else f"{mtcd.spread(gains, 2)}"
+        print(f"| {arm} | {len(runs)} | " + " | ".join(cells) + f" | {gain} | {'-' if base is runs else interval} |")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tables", action="store_true", help="run nothing")
+    parser.add_argument("--tune", action="store_true", help="the set with seed 1 and docs/tuning.csv")
+    parser.add_argument("--arms", nargs="+", metavar="ARM", help='instead of the plan: "ours, lambda 3" ...')
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2], metavar="S", help="of --arms")
+    parser.add_argument("--run", nargs=4, metavar=("ARM", "SEED", "FOLDER", "DATA"), help="one run (used by itself)")
+    args = parser.parse_args()
+    if args.run:
+        arm, seed, folder, data = args.run
+        print(json.dumps(run(arm, int(seed), Path(folder), Path(data))))
+        return
+    results = DOCS / ("tuning.csv" if args.tune else "results.csv")
+    if not args.tables:
+        folder = Path("runs") / ("tuning" if args.tune else "study")
+        folder.mkdir(parents=True, exist_ok=True)
+        data = folder / "rooms.h5"
+        if not data.exists():
+            import data_prep
+            data_prep.make_toy(data, train=300, val=300, height=64, width=96, seed=int(args.tune))
+        jobs = [(arm, seed) for seed in args.seeds for arm in args.arms] if args.arms else plan()
+        run_all(jobs, results, folder, data)
+    print_tables(results)
+
+
+if __name__ == "__main__":
+    main()
