@@ -33,6 +33,7 @@ from torchvision.transforms import v2
 
 import data_prep
 import mtcd
+from docs import study
 from mtcd import (
     THRESHOLDS,
     OdsF,
@@ -1391,6 +1392,62 @@ def test_bench_times_every_part(toy_file, capsys):
                       "--batch-size", "1", "--backbone", "resnet18"]) == 0
     printed = capsys.readouterr().out
     assert all(name in printed for name in ("loader", "lambda = 0", "regulariser", "inference", "RMSE of depth"))
+
+
+# ------------------------------------------------------------------------------------------------------- docs/study.py
+def test_every_arm_of_the_study_is_what_it_says():
+    tasks, forms = list(study.TASKS), study.variants()
+    features = {task: torch.randn(2, 8, 6, 8, requires_grad=True) for task in tasks}
+    labels = {task: labels_of(task, (2, 6, 8)) for task in tasks}
+    arms = {arm.split(", ")[0] for tune in (True, False) for arm, _ in study.plan(tune)}
+    assert arms == set(forms) | {"baseline", "ours", "single-task"}
+    drawn = {}
+    for name, form in forms.items():
+        contrast, drawn[name] = form(tasks, 8), []
+        pair_loss, triplets, batch = contrast.pair_loss, contrast.triplets, []
+
+        def pair_spy(target, source, feature, label, name=name, pair_loss=pair_loss):
+            drawn[name].append((target, source))
+            return pair_loss(target, source, feature, label)
+
+        def triplet_spy(projected, label, pixel, criterion, triplets=triplets, batch=batch):
+            batch.append((projected.detach(), pixel))
+            return triplets(projected, label, pixel, criterion)
+        contrast.pair_loss, contrast.triplets = pair_spy, triplet_spy
+        loss = contrast(features, labels)
+        loss.backward()
+        assert loss.isfinite() and loss > 0 and all(f.grad.any() for f in features.values())
+        if name == "per image":
+            assert len(batch) == 2 * len(tasks) and max(pixel.max() for _, pixel in batch) < 48
+        if name == "no projector":
+            rows = F.normalize(features[drawn[name][0][0]].detach().permute(0, 2, 3, 1).flatten(0, 2)[batch[0][1]], dim=1)
+            assert torch.allclose(batch[0][0], rows, atol=1e-6)
+            assert not any(parameter.requires_grad for parameter in contrast.parameters())
+    assert sorted(drawn["all sources"]) == sorted(itertools.permutations(tasks, 2))
+    assert drawn["own labels"] == [(task, task) for task in tasks]
+
+
+def test_info_nce_of_the_study_equals_plain_loops():
+    contrast = study.variants()["InfoNCE"](["semseg", "depth"], 8)
+    points, label = F.normalize(torch.randn(9, 4), dim=1), torch.tensor([0, 0, 0, 1, 1, 2, 2, 2, 3])[:, None]
+    found = contrast.triplet_loss(points, label, torch.arange(9), contrast.criteria["semseg"])
+    losses = []
+    for i in range(8):  # 3 occurs once: no positive
+        e = [math.exp(torch.dot(points[i], points[j]).item() / 0.1) for j in range(9)]
+        against = sum(e[j] for j in range(9) if label[j] != label[i])
+        mine = [-math.log(e[j] / (e[j] + against)) for j in range(9) if label[j] == label[i] and j != i]
+        losses.append(sum(mine) / len(mine))
+    assert found.item() == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_few_labels_hides_one_tasks_labels_of_all_but_some_training_images(toy_file, tmp_path):
+    path = tmp_path / "rooms.h5"
+    path.write_bytes(Path(toy_file).read_bytes())
+    with h5py.File(study.few_labels(path, "depth", keep=2)) as few, h5py.File(toy_file) as full:
+        kept = [np.array_equal(a, b) for a, b in zip(few["train/depth"], full["train/depth"])]
+        assert sum(kept) == 2 and not any(few["train/depth"][i].any() for i, keep in enumerate(kept) if not keep)
+        for name in [f"{split}/{array}" for split in ("train", "val") for array in full[split]]:
+            assert name == "train/depth" or np.array_equal(few[name][:], full[name][:])
 
 
 # =====================================================================================================================
