@@ -1563,50 +1563,63 @@ def median_seconds(jobs, device, rounds=5):
     return {name: statistics.median(values[1:]) for name, values in times.items()}
 
 
+def peak_memory(job, device):
+    """Bytes at the peak of a job: on a GPU its tensors, on a CPU the whole process since it began."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    job()
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
 def run_bench(args, device):
     """Time the loader, a training step with and without the regulariser, inference and the metrics; print a table."""
     args.contrast = args.contrast or 1.0
-    config = run_config(args)
+    config, batch = run_config(args), args.batch_size
     data, val = (DenseTasks(config["data"], split, config["tasks"], split == "train") for split in ("train", "val"))
-    images, labels = to_device(default_collate([data[i] for i in range(args.batch_size)]), device)
+    images, labels = to_device(default_collate([data[i] for i in range(batch)]), device)
     one, truth = to_device(default_collate([val[0]]), device)
-    jobs, memory, keys = {"loader, one sample": lambda: data[next(keys)]}, {}, itertools.count()
+    objective, optimiser, _ = set_up(args, config, device)
+    net, contrast, keys = objective.net, objective.contrast, itertools.count()
+    if args.compile:
+        net.features = torch.compile(net.features)
 
-    def step(objective, optimiser):
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
+    def step(regulariser):
+        objective.contrast = regulariser
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
             losses = objective(images, labels)
         optimiser.zero_grad()
         sum(losses.values()).backward()
         optimiser.step()
-        memory[objective.contrast] = torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
-    for name, on in (("training step, lambda = 0", False), ("training step, regularised", True)):
-        net = MultiTaskNet(config["channels"], args.backbone)
-        contrast = CrossTaskContrast(config["tasks"], net.channels) if on else None
-        objective = Objective(net, contrast, BENCHMARKS[args.dataset]).to(device, memory_format=torch.channels_last)
-        if args.compile:
-            net.features = torch.compile(net.features)
-        optimiser = torch.optim.SGD(objective.parameters(), 1e-3, momentum=0.9, weight_decay=5e-4)
-        jobs[name] = lambda objective=objective, optimiser=optimiser: step(objective, optimiser)
+    plain, regularised = lambda: step(None), lambda: step(contrast)
+    memory = []
+    for job in (plain, regularised):
+        job()  # makes the optimiser's buffers
+        memory.append(peak_memory(job, device))
     with torch.no_grad():
-        features = {task: feature.detach() for task, feature in net.features(images).items()}
+        features = net.features(images)
         predictions = {task: postprocess(task, prediction) for task, prediction in net(one).items()}
-    jobs["regulariser alone, forward and backward"] = lambda: contrast(
-        {task: feature.detach().requires_grad_() for task, feature in features.items()}, labels).backward()
-    jobs["inference, one image"] = torch.no_grad()(lambda: net.eval()(one) and net.train())
+    jobs = {
+        "training step, lambda = 0": (plain, batch), "training step, regularised": (regularised, batch),
+        "regulariser alone, forward and backward": (lambda: contrast(
+            {task: feature.detach().requires_grad_() for task, feature in features.items()}, labels).backward(), batch),
+        "loader, one process, a batch": (lambda: [data[next(keys)] for _ in range(batch)], batch),
+        "inference, one image": (torch.no_grad()(lambda: net.eval()(one) and net.train()), 1)}
     for task in config["tasks"]:
         meter = TASKS[task].measure(config["channels"][task], BENCHMARKS[args.dataset])
         jobs[f"{TASKS[task].metric} of {task}, one image"] = (
-            lambda meter=meter, task=task: meter.update(predictions[task], truth[task]))
-    print(f"{args.backbone}, {'x'.join(map(str, config['size']))}, batch {args.batch_size}, {device}; medians of 5")
-    times = median_seconds(jobs, device)
+            lambda meter=meter, task=task: meter.update(predictions[task], truth[task]), 1)
+    print(f"{args.backbone}, {'x'.join(map(str, config['size']))}, batch {batch}, {device}, medians of 5")
+    print(f"  {'':40}{'ms':>10}{'% of a step':>13}{'images/s':>10}")
+    times = median_seconds({name: job for name, (job, _) in jobs.items()}, device)
     for name, seconds in times.items():
-        share = seconds / times["training step, lambda = 0"]
-        print(f"  {name:40} {1000 * seconds:10.2f} ms  {100 * share:7.2f} % of a step  {1 / seconds:9.2f} a second")
-    if device.type == "cuda":
-        print("  peak memory of a step: " + ", ".join(f"{m / 2**30:.2f} GiB" for m in memory.values()))
+        share = 100 * seconds / times["training step, lambda = 0"]
+        print(f"  {name:40}{1000 * seconds:10.1f}{share:13.1f}{jobs[name][1] / seconds:10.1f}")
+    print("  peak memory, MiB: " + ", ".join(
+        f"{name} {peak / 2**20:.0f}" for name, peak in zip(("lambda = 0", "regularised"), memory)))
 
 
 # -------------------------------------------------------------------------------------------------- 15. command line
