@@ -1055,28 +1055,38 @@ def colourise(task, label, depth_range=None):
     return np.where(ignored[..., None], VOID, picture).astype(np.uint8)
 
 
-def panel(rows, captions, classes, width=240):
-    """Rows of uint8 (h, w, 3) pictures -> one PIL picture, `width` pixels a column; captions: a string a cell; classes:
-    task -> names, of which the tasks with more than two become a legend at the foot."""
-    font = ImageFont.load_default(13)
-    height = round(width * rows[0][0].shape[0] / rows[0][0].shape[1])
-    total, foot = len(rows[0]) * (width + 4) - 4, len(rows) * (height + 20)
-    entries, x, y = [], 0, foot + 4  # of the legend: place, colour or None, text
+def legend(classes, width):
+    """Task -> class names -> PIL picture of `width` pixels with their colours; only tasks of more than two classes."""
+    font, entries, x, y = ImageFont.load_default(13), [], 0, 4
     for task, names in classes.items():
-        if TASKS[task].channels != 1:
-            for colour, text in ((None, f"{task}:"), *zip(class_colours(len(names)).tolist(), names)):
-                advance = round(font.getlength(text)) + (28 if colour else 10)
-                if x + advance > total:
-                    x, y = 0, y + 20
-                entries.append((x, y, colour, text))
-                x += advance
-            x, y = 0, y + 20
-    sheet = Image.new("RGB", (total, y + 4 if entries else foot), "white")
+        if TASKS[task].channels == 1:
+            continue
+        for colour, text in ((None, f"{task}:"), *zip(class_colours(len(names)).tolist(), names)):
+            advance = round(font.getlength(text)) + (28 if colour else 10)
+            if x + advance > width:
+                x, y = 0, y + 20
+            entries.append((x, y, colour, text))
+            x += advance
+        x, y = 0, y + 20
+    sheet = Image.new("RGB", (width, y + 4 if entries else 0), "white")
     pen = ImageDraw.Draw(sheet)
     for x, y, colour, text in entries:
         if colour:
             pen.rectangle((x + 2, y + 2, x + 14, y + 14), tuple(colour), "black")
         pen.text((x + (19 if colour else 2), y), text, "black", font)
+    return sheet
+
+
+def panel(rows, captions, classes, width=240):
+    """Rows of uint8 (h, w, 3) pictures -> one PIL picture, `width` pixels a column, with a legend of `classes` at the
+    foot; captions: a string a cell."""
+    font = ImageFont.load_default(13)
+    height = round(width * rows[0][0].shape[0] / rows[0][0].shape[1])
+    total, foot = len(rows[0]) * (width + 4) - 4, len(rows) * (height + 20)
+    names = legend(classes, total)
+    sheet = Image.new("RGB", (total, foot + names.height), "white")
+    sheet.paste(names, (0, foot))
+    pen = ImageDraw.Draw(sheet)
     for y, (row, words) in enumerate(zip(rows, captions)):
         for x, (picture, text) in enumerate(zip(row, words)):
             corner = x * (width + 4), y * (height + 20)
