@@ -61,6 +61,12 @@ def variants():
         def forward(self, features, labels):
             return sum(self.pair_loss(task, task, features[task], labels[task]) for task in self.tasks)
 
+    class NoBoundarySource(CrossTaskContrast):
+        """Boundary labels are no source: they say nothing of the other tasks' features (see --consistency)."""
+
+        def forward(self, features, labels):
+            return super().forward(features, {task: label for task, label in labels.items() if task != "boundary"})
+
     class PerImage(CrossTaskContrast):
         """Pairs within an image only; as many pixels in all."""
 
@@ -90,8 +96,8 @@ def variants():
             return loss[anchor].sum() / anchor.sum().clamp(min=1)
 
     form = functools.partial
-    return {"all sources": AllSources, "own labels": OwnLabels, "per image": form(PerImage, samples=48),
-            "no projector": NoProjector, "InfoNCE": InfoNCE,
+    return {"all sources": AllSources, "own labels": OwnLabels, "no boundary source": NoBoundarySource,
+            "per image": form(PerImage, samples=48), "no projector": NoProjector, "InfoNCE": InfoNCE,
             "mining random": form(CrossTaskContrast, mining="random"),
             "mining hardest": form(CrossTaskContrast, mining="hardest"),
             "margin 0.1": form(CrossTaskContrast, margin=0.1), "samples 128": form(CrossTaskContrast, samples=128)}
@@ -142,7 +148,7 @@ def plan(tune):
     if tune:
         arms = ["baseline", "ours", "ours, lambda 0.3", "mining random", "InfoNCE, lambda 0.3", "own labels",
                 "all sources", "per image", "no projector", "mining hardest", "ours, lambda 3", "margin 0.1",
-                "samples 128"]
+                "samples 128", "no boundary source"]
         return [(arm, seed) for seed in range(3) for arm in arms]
     few = [f"{form}, few {task}" for task in TASKS for form in ("baseline", "ours")]
     single = [f"single-task, task {task}" for task in TASKS]
