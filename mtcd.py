@@ -300,6 +300,8 @@ class DenseTasks(Dataset):
                 self.length = len(file[split]["size"]) if not absent else 0
                 self.classes = {task: [str(name) for name in file.attrs[f"{task}_classes"]]
                                 for task in self.tasks if f"{task}_classes" in file.attrs}
+                absent += [f"{task}_classes" for task in self.tasks
+                           if TASKS[task].channels is None and task not in self.classes]
         except (OSError, KeyError) as error:
             raise UserError(f"{path} is not a data file of data_prep.py: {error}") from error
         if absent or not self.length:
@@ -320,11 +322,16 @@ class DenseTasks(Dataset):
         index = key % len(self)
         height, width = (int(n) for n in self.arrays["size"][index])
         if self.augment:
-            rng = np.random.default_rng([self.seed, key])
-            return self.augmented(index, height, width, rng)
-        sample = {name: torch.from_numpy(array[index]) for name, array in self.arrays.items() if name != "size"}
-        sample["image"][height:] = sample["image"][:, width:] = torch.tensor(MEAN_COLOUR, dtype=torch.uint8)
-        return {**sample, "image": sample["image"].permute(2, 0, 1)}
+            sample = self.augmented(index, height, width, np.random.default_rng([self.seed, key]))
+        else:
+            sample = {name: torch.from_numpy(array[index]) for name, array in self.arrays.items() if name != "size"}
+            sample["image"][height:] = sample["image"][:, width:] = torch.tensor(MEAN_COLOUR, dtype=torch.uint8)
+            sample["image"] = sample["image"].permute(2, 0, 1)
+        for task, names in self.classes.items():
+            if (sample[task] + 1).max() > len(names):  # uint8: 255, ignored, becomes 0
+                raise UserError(f"{self.path}: a {task} label of {self.split} image {index} is beyond the {len(names)} "
+                                "class names; correct the file")
+        return sample
 
     def augmented(self, index, height, width, rng):
         """Random scale, crop, flip and colours (protocol). The crop is cut out first and only then resized."""
@@ -1704,6 +1711,9 @@ def run_config(args):
     dataset = DenseTasks(path, "val", tasks)
     if dataset.name != args.dataset:
         raise UserError(f"{path} holds {dataset.name}, not {args.dataset}")
+    if max(dataset.shape) <= 32 and args.batch_size == rank_and_world()[1]:
+        raise UserError("--batch-size 1 is too small: of images of 32 x 32 the deepest map is one value, which batch "
+                        "normalisation cannot scale; take 2")
     return {"dataset": args.dataset, "data": str(path), "tasks": tasks, "classes": dataset.classes,
             "channels": {task: TASKS[task].channels or len(dataset.classes[task]) for task in tasks},
             "size": [int(n) for n in dataset.shape],
@@ -1784,7 +1794,7 @@ def main(argv=None):
             job(args, start_device(args.device))
         return 0
     except UserError as error:
-        print(f"mtcd.py: {error}", file=sys.stderr)
+        print(f"mtcd.py: {str(error).splitlines()[-1]}", file=sys.stderr)  # a loader's process puts a traceback before
         return 2
     except KeyboardInterrupt:
         print("mtcd.py: interrupted", file=sys.stderr)

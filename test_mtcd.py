@@ -769,6 +769,25 @@ def test_bad_use_ends_with_one_line_and_status_two(arguments, told, toy_file, tm
     assert status == 2 and error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
 
 
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("wrong, told", [("label", "semseg label of train image.*40 class names"),
+                                         ("names", "semseg_classes"), ("size", "batch-size")])
+def test_a_wrong_data_file_ends_with_one_line(wrong, told, workers, tmp_path, capsys):
+    rng, shape = np.random.default_rng(0), (32, 32) if wrong == "size" else (40, 64)
+    samples = [random_sample(rng, shape, mtcd.BENCHMARKS["nyud"].tasks) for _ in range(2)]
+    if wrong == "label":
+        for sample in samples:
+            sample["semseg"][20:, 20:] = 40
+    path = write_file(tmp_path / "x.h5", "nyud", shape, {"train": samples, "val": samples})
+    if wrong == "names":
+        with h5py.File(path, "r+") as file:
+            del file.attrs["semseg_classes"]
+    assert mtcd.main(["--device", "cpu", "--dataset", "nyud", "--data", str(path), "--batch-size", "1", "--iters", "1",
+                      "--workers", workers, "--out", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
+
+
 def test_metrics_equal_scikit_learn_on_random_data_with_ignored_pixels():
     metrics = pytest.importorskip("sklearn.metrics")
     rng = np.random.default_rng(5)
