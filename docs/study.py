@@ -153,7 +153,7 @@ def plan(tune):
     few = [f"{form}, few {task}" for task in TASKS for form in ("baseline", "ours")]
     single = [f"single-task, task {task}" for task in TASKS]
     return [*((arm, seed) for seed in range(8) for arm in ("baseline", "ours")),
-            *((arm, seed) for seed in range(3) for arm in (*few, *single))]
+            *((arm, seed) for seed in range(3) for arm in (*single, *few))]
 
 
 def run_all(jobs, results, folder, data):
