@@ -57,10 +57,10 @@ def seeded():
     torch.manual_seed(0)
 
 
-def write_file(path, dataset, shape, splits):
+def write_file(path, dataset, shape, splits, classes=40):
     """A data file by plain h5py: {split: [{"image": (h, w, 3), task: label}]}, padded as in INTERFACE.md."""
     with h5py.File(path, "w") as file:
-        file.attrs.update(dataset=dataset, format=1, semseg_classes=[f"class {i}" for i in range(40)])
+        file.attrs.update(dataset=dataset, format=1, semseg_classes=[f"class {i}" for i in range(classes)])
         for split, samples in splits.items():
             group = file.create_group(split)
             group["size"] = np.array([sample["image"].shape[:2] for sample in samples], "i4")
@@ -369,7 +369,7 @@ def coordinate_sample(height, width):
 def augmented(tmp_path_factory):
     """200 augmented samples: the source's size, arrays, extent, source coordinates, two zooms, whether flipped."""
     path = tmp_path_factory.mktemp("data") / "coordinates.h5"
-    write_file(path, "nyud", (64, 96), {"train": [coordinate_sample(*size) for size in SIZES]})
+    write_file(path, "nyud", (64, 96), {"train": [coordinate_sample(*size) for size in SIZES]}, 96)
     dataset, samples = mtcd.DenseTasks(path, "train", TASKS, augment=True), []
     for key in range(200):
         sample = {name: tensor.numpy() for name, tensor in dataset[key].items()}
