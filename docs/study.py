@@ -124,6 +124,11 @@ def few_labels(path, task, keep=30):
     return few
 
 
+def name_of(arm, seed):
+    """What a run's folder and its log are called."""
+    return f"{arm} {seed}".replace(",", "").replace(" ", "-")
+
+
 def run(arm, seed, folder, data):
     """One training run in this process -> its metrics.json."""
     import mtcd
@@ -134,7 +139,7 @@ def run(arm, seed, folder, data):
         mtcd.CrossTaskContrast = variants()[form]
     strength = "0" if form in ("baseline", "single-task") else options.get("lambda", "1")
     data = few_labels(data, options["few"]) if "few" in options else data
-    out = folder / f"{arm} {seed}".replace(",", "").replace(" ", "-")
+    out = folder / name_of(arm, seed)
     tasks = [options["task"]] if "task" in options else TASKS
     status = mtcd.main(["--data", str(data), "--tasks", *tasks, "--contrast", strength, "--iters", "500",
                         "--lr", "0.03", "--seed", str(seed), "--amp", "--device", "cpu", "--out", str(out)])
@@ -164,7 +169,7 @@ def run_all(jobs, results, folder, data):
     def one(job):
         arm, seed = job
         start = time.time()
-        log = folder / f"{arm} {seed}.log".replace(",", "").replace(" ", "-")
+        log = folder / f"{name_of(arm, seed)}.log"
         with log.open("w") as file:
             subprocess.run([sys.executable, __file__, "--run", arm, str(seed), str(folder), str(data)], check=True,
                            stdout=file, stderr=subprocess.STDOUT, env={**os.environ, "OMP_NUM_THREADS": "1"})
@@ -203,14 +208,15 @@ def print_tables(results):
     print("|" + " --- |" * (len(TASKS) + 4))
     for arm, runs in arms.items():
         base = arms.get("baseline" + "".join(arm.partition(", few ")[1:]), {})
-        gains = [mtcd.delta_m(values, base[seed]) for seed, values in runs.items() if seed in base]
         cells = [mtcd.spread([values[t] for values in runs.values()], mtcd.decimals(t)) for t in TASKS]
-        interval = "-"
-        if len(gains) > 1:
-            half = T_95[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
-            interval = f"{statistics.fmean(gains) - half:+.2f} to {statistics.fmean(gains) + half:+.2f}"
-        gain = "0" if base is runs else f"{mtcd.spread(gains, 2)}"
-        print(f"| {arm} | {len(runs)} | " + " | ".join(cells) + f" | {gain} | {'-' if base is runs else interval} |")
+        gain, interval = "0", "-"
+        if base is not runs:
+            gains = [mtcd.delta_m(values, base[seed]) for seed, values in runs.items() if seed in base]
+            gain = mtcd.spread(gains, 2)
+            if len(gains) > 1:
+                mean, half = statistics.fmean(gains), T_95[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
+                interval = f"{mean - half:+.2f} to {mean + half:+.2f}"
+        print(f"| {arm} | {len(runs)} | " + " | ".join(cells) + f" | {gain} | {interval} |")
 
 
 def main():
