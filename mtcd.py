@@ -637,13 +637,13 @@ class Objective(nn.Module):
 
     def forward(self, images, labels):
         """(B, 3, H, W) and labels of a batch -> {task: unweighted loss, "contrast": loss}."""
-        features = self.net.features(images)
+        features, contrast = self.net.features(images), {}
+        if self.contrast is not None:  # first, so that backward() reaches it last, when the predictions' memory is free
+            contrast = {"contrast": self.contrast(features, labels)}
         predictions = self.net.predict(features, images.shape[2:])
         losses = {task: TASKS[task].loss(prediction.float(), labels[task], self.benchmark)
                   for task, prediction in predictions.items()}
-        if self.contrast is not None:
-            losses["contrast"] = self.contrast(features, labels)
-        return losses
+        return losses | contrast
 
 
 # -------------------------------------------------------------------------------------------------------- 7. metrics
@@ -1376,7 +1376,7 @@ def predict_picture(net, picture, longest, device):
 
 def run_predictions(args, device):
     """<name>.png and <name>.npz for every picture; one that cannot be read is named and passed over."""
-    net, config = load_network(args.checkpoint, device)
+    net, config, _ = load_network(args.checkpoint, device)
     out, failed, used = Path(args.out or "predictions"), 0, set()
     inputs = {Path(path).resolve() for path in args.predict}
     make_folder(out)
@@ -1406,12 +1406,12 @@ def run_predictions(args, device):
 
 # ------------------------------------------------------------------------------------------------- 12. consistency
 @torch.no_grad()
-def triplet_distances(net, contrast, dataset, device, batches=8):
+def triplet_distances(net, contrast, projectors, dataset, device, batches=8):
     """The paper's figure 1 in numbers: distances of random triplets of every (target, source) pair, own labels too.
 
     `contrast` samples pixels of `batches` batches of 8 val images, spread over the split -> two dictionaries (target,
     source) -> (2, t) distances anchor-positive and anchor-negative, 0 to 2: of the target's features scaled to unit
-    length, and of their projections (pairs of different tasks).
+    length, and of their projections where there is a projector.
     """
     plain, projected = {}, {}
     net.eval()
@@ -1425,8 +1425,8 @@ def triplet_distances(net, contrast, dataset, device, batches=8):
                 pixel, label = contrast.sample(feature.shape, labels[source], criterion)
                 rows = contrast.rows(feature, pixel)
                 spaces = [(plain, rows)]
-                if source != target:
-                    spaces.append((projected, contrast.projectors[f"{target}_from_{source}"](rows)))
+                if f"{target}_from_{source}" in projectors:
+                    spaces.append((projected, projectors[f"{target}_from_{source}"](rows)))
                 for distances, points in spaces:
                     points = F.normalize(points, dim=1)
                     anchor, *others = contrast.triplets(points, label, pixel, criterion)
@@ -1474,16 +1474,15 @@ def draw_distances(tasks, spaces):
 
 def run_consistency(args, device):
     """Tables on the terminal, of random and of trained weights, and consistency.png beside the checkpoint."""
-    net, config = load_network(args.checkpoint, device)
+    net, config, trained = load_network(args.checkpoint, device)
     dataset = DenseTasks(find_data(config["dataset"], args.data or config["data"]), "val", config["tasks"])
     torch.manual_seed(config["seed"])
     start = MultiTaskNet(config["channels"], config["backbone"]).to(device)
     contrast = CrossTaskContrast(config["tasks"], net.channels, mining="random").to(device)
-    trained = load_weights(args.checkpoint, "contrast")["contrast"]
+    spaces = {"features, random weights": triplet_distances(start, contrast, {}, dataset, device)[0]}
     if trained:
         contrast.load_state_dict(trained)
-    spaces = {"features, random weights": triplet_distances(start, contrast, dataset, device)[0]}
-    plain, projected = triplet_distances(net, contrast, dataset, device)
+    plain, projected = triplet_distances(net, contrast, contrast.projectors if trained else {}, dataset, device)
     spaces |= {"features": plain, **({"projected features": projected} if trained else {})}
     print("Share of random triplets, in %, whose positive is nearer than the negative; 50 is chance.\n"
           "Rows: whose features. Columns: whose labels say what is positive and negative.")
@@ -1536,9 +1535,18 @@ def spread(values, digits):
     return f"{mean} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def run_comparison(folders, markdown=False):
-    """The papers' table: a row a setting, a column a task, best figures bold, Delta_m against the first row."""
-    rows = read_runs(folders)
+def interval(values):
+    """95 % confidence interval of the mean of several values by Student's t; "-" without two."""
+    if len(values) < 2:
+        return "-"
+    from scipy.special import stdtrit  # here, for start-up time
+    mean, half = statistics.fmean(values), stdtrit(len(values) - 1, 0.975) * statistics.stdev(values) / len(values)**0.5
+    return f"{mean - half:+.2f} to {mean + half:+.2f}"
+
+
+def print_comparison(rows, markdown=False):
+    """The papers' table of {row: {seed: {task: value}}}: a row a setting, a column a task, best figures bold, Delta_m
+    against the first row: seed by seed where that has the seed, else against its mean, and then without interval."""
     tasks = [task for task in TASKS if any(task in run for row in rows.values() for run in row.values())]
     columns = {label: {task: [run[task] for run in row.values() if task in run] for task in tasks}
                for label, row in rows.items()}
@@ -1546,16 +1554,19 @@ def run_comparison(folders, markdown=False):
     first = next(iter(rows.values()))
     best = {task: (max if TASKS[task].higher_is_better else min)(
         statistics.fmean(row[task]) for row in columns.values() if row[task]) for task in tasks}
-    table = [["", *map(heading, tasks), "Delta_m [%] ↑"]]
+    several = any(len(row) > 1 for row in list(rows.values())[1:])
+    table = [["", *map(heading, tasks), "Delta_m [%] ↑", *["95 % interval"] * several]]
     for label, row in columns.items():
         cells = [label + f" ({len(rows[label])} seeds)" * (len(rows[label]) > 1)]
         for task, values in row.items():
             text = spread(values, decimals(task)) if values else "-"
-            cells.append((text, bool(values) and statistics.fmean(values) == best[task]))
-        gains = [delta_m(run, first[seed] if first.get(seed, {}).keys() >= run.keys() else baseline)  # paired by seed
-                 for seed, run in rows[label].items()]
-        table.append([*cells, spread(gains, 2) if rows[label] is not first else "0"])
-    bold = ("**", "**") if markdown else ("\033[1m", "\033[0m") if sys.stdout.isatty() else ("", "")
+            is_best = bool(values) and statistics.fmean(values) == best[task]
+            cells.append((f"**{text}**" if markdown and is_best else text, is_best))
+        paired = [first.get(seed, {}).keys() >= run.keys() for seed, run in rows[label].items()]
+        gains = [delta_m(run, first[seed] if pair else baseline) for pair, (seed, run) in zip(paired, rows[label].items())]
+        change = [spread(gains, 2), *[interval(gains) if all(paired) else "-"] * several]
+        table.append([*cells, *(change if rows[label] is not first else ["0", *["-"] * several])])
+    bold = ("\033[1m", "\033[0m") if sys.stdout.isatty() and not markdown else ("", "")  # takes no room on a terminal
     plain = [[cell if isinstance(cell, str) else cell[0] for cell in row] for row in table]
     widths = [max(map(len, column)) for column in zip(*plain)]
     for number, (row, texts) in enumerate(zip(table, plain)):
@@ -1729,17 +1740,17 @@ def make_folder(path):
 
 
 def load_network(path, device):
-    """last.pt of a run -> its network, its config."""
+    """last.pt of a run -> its network, its config, the regulariser's state (None without)."""
     if path is None:
         fail("--checkpoint FILE is needed: last.pt of a run")
-    checkpoint = load_weights(path, "config", "model")
+    checkpoint = load_weights(path, "config", "model", "contrast")
     config = checkpoint["config"]
     try:
         net = MultiTaskNet(config["channels"], config["backbone"])
         net.load_state_dict(checkpoint["model"])
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is not last.pt of a run of this program: {str(error).splitlines()[0]}") from error
-    return net.to(device, memory_format=torch.channels_last), config
+    return net.to(device, memory_format=torch.channels_last), config, checkpoint["contrast"]
 
 
 def run_training(args, device):
@@ -1755,7 +1766,7 @@ def run_training(args, device):
 
 def run_evaluation(args, device):
     """Figures of a checkpoint on the val split of its own data file, or of --data."""
-    net, config = load_network(args.checkpoint, device)
+    net, config, _ = load_network(args.checkpoint, device)
     config["data"] = str(find_data(config["dataset"], args.data or config["data"]))
     dataset = DenseTasks(config["data"], "val", config["tasks"])
     if (dataset.name, dataset.classes) != (config["dataset"], config["classes"]):
@@ -1787,7 +1798,7 @@ def main(argv=None):
     try:
         args = parse(argv)
         if args.compare:
-            run_comparison(args.compare, args.markdown)
+            print_comparison(read_runs(args.compare), args.markdown)
         else:
             job = (run_evaluation if args.eval else run_predictions if args.predict else
                    run_consistency if args.consistency else run_bench if args.bench else run_training)

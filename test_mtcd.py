@@ -1250,6 +1250,10 @@ def test_compare_averages_seeds_and_counts_delta_m_pair_by_pair(tmp_path, capsys
     assert "45.00 ± 7.07" in base and "0.4500 ± 0.0707" in base and "2 seeds" in base
     # gains: seed 0 (+10 %, +10 %) -> 10; seed 1 (0, +5 %) -> 2.5; mean 6.25, deviation 7.5 / sqrt(2)
     assert "**47.00 ± 4.24**" in ours and "**0.4150 ± 0.0495**" in ours and "6.25 ± 5.30" in ours
+    # the mean plus or minus 12.706 (Student's t, one degree of freedom) * 5.30 / sqrt(2) = 47.65
+    assert "95 % interval" in header and "-41.40 to +53.90" in ours and base.split("|")[-2].strip() == "-"
+    assert mtcd.main(["--compare", runs[0], *runs[2:]]) == 0  # seed 1 has no partner: no interval
+    assert capsys.readouterr().out.splitlines()[-1].endswith(" -")
 
 
 def test_single_task_runs_make_one_baseline_row(tmp_path, capsys):
@@ -1367,7 +1371,8 @@ def test_consistency_is_100_where_features_are_the_labels_50_where_they_are_nois
 
     keys = iter(np.linspace(0, len(dataset) - 1, min(16, len(dataset))).astype(int).tolist())
     contrast = mtcd.CrossTaskContrast(dataset.tasks, 16, mining="random")
-    plain, projected = mtcd.triplet_distances(Labels(), contrast, dataset, torch.device("cpu"), batches=2)
+    plain, projected = mtcd.triplet_distances(
+        Labels(), contrast, contrast.projectors, dataset, torch.device("cpu"), batches=2)
     assert set(plain) == set(itertools.product(dataset.tasks, repeat=2))
     assert set(projected) == set(itertools.permutations(dataset.tasks, 2))
     assert mtcd.closer(plain["semseg", "semseg"]) == 100 == mtcd.closer(plain["normal", "normal"])

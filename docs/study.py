@@ -23,7 +23,6 @@ import functools
 import json
 import math
 import os
-import statistics
 import subprocess
 import sys
 import time
@@ -33,11 +32,11 @@ from pathlib import Path
 DOCS = Path(__file__).resolve().parent
 sys.path.insert(0, str(DOCS.parent))
 TASKS = ("semseg", "depth", "normal", "boundary")
-T_95 = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776, 6: 2.571, 7: 2.447, 8: 2.365, 9: 2.306, 10: 2.262}  # by seeds
 
 
 def variants():
     """The regulariser's other forms, each a few lines -> {name: class}."""
+    import torch
     import torch.nn.functional as F
     from torch import nn
 
@@ -84,6 +83,13 @@ def variants():
                 projector[0] = nn.Linear(channels, channels, bias=False)
                 nn.init.eye_(projector[0].weight).requires_grad_(False)
 
+    class EightPositives(CrossTaskContrast):
+        """Every anchor meets eight random positives instead of one."""
+
+        def triplets(self, *args):
+            once = super().triplets
+            return tuple(map(torch.cat, zip(*(once(*args) for _ in range(8)))))
+
     class InfoNCE(CrossTaskContrast):
         """-log of a positive's share against all negatives of its anchor, temperature 0.1, mean over positives."""
 
@@ -98,9 +104,11 @@ def variants():
     form = functools.partial
     return {"all sources": AllSources, "own labels": OwnLabels, "no boundary source": NoBoundarySource,
             "per image": form(PerImage, samples=48), "no projector": NoProjector, "InfoNCE": InfoNCE,
+            "eight positives": EightPositives,
             "mining random": form(CrossTaskContrast, mining="random"),
             "mining hardest": form(CrossTaskContrast, mining="hardest"),
-            "margin 0.1": form(CrossTaskContrast, margin=0.1), "samples 128": form(CrossTaskContrast, samples=128)}
+            "margin 0.1": form(CrossTaskContrast, margin=0.1), "margin 1": form(CrossTaskContrast, margin=1.0),
+            "samples 128": form(CrossTaskContrast, samples=128), "samples 1024": form(CrossTaskContrast, samples=1024)}
 
 
 def few_labels(path, task, keep=30):
@@ -139,6 +147,7 @@ def run(arm, seed, folder, data):
         mtcd.CrossTaskContrast = variants()[form]
     strength = "0" if form in ("baseline", "single-task") else options.get("lambda", "1")
     data = few_labels(data, options["few"]) if "few" in options else data
+    data = data.with_name(f"rooms-{options['images']}.h5") if "images" in options else data
     out = folder / name_of(arm, seed)
     tasks = [options["task"]] if "task" in options else TASKS
     status = mtcd.main(["--data", str(data), "--tasks", *tasks, "--contrast", strength, "--iters", "500",
@@ -153,8 +162,13 @@ def plan(tune):
     if tune:
         arms = ["baseline", "ours", "ours, lambda 0.3", "mining random", "InfoNCE, lambda 0.3", "own labels",
                 "all sources", "per image", "no projector", "mining hardest", "ours, lambda 3", "margin 0.1",
-                "samples 128", "no boundary source"]
-        return [(arm, seed) for seed in range(3) for arm in arms]
+                "samples 128", "no boundary source", "margin 1", "samples 1024"]
+        best = ["baseline", "ours", "per image", "mining random"]  # within what the paper states
+        small = ["baseline", "ours, lambda 3", "per image, lambda 3"]
+        dropped = ["ours, lambda 10", "mining random, lambda 3", "own labels, lambda 3", "eight positives, lambda 3"]
+        return [*((arm, seed) for seed in range(3) for arm in arms), ("margin 1, lambda 3, images 50", 0),
+                *((arm, seed) for seed in range(3, 8) for arm in best),
+                *((f"{arm}, images 50", seed) for seed in range(3) for arm in (small if seed == 2 else small + dropped))]
     few = [f"{form}, few {task}" for task in TASKS for form in ("baseline", "ours")]
     single = [f"single-task, task {task}" for task in TASKS]
     return [*((arm, seed) for seed in range(8) for arm in ("baseline", "ours")),
@@ -194,29 +208,18 @@ def read(results):
 
 
 def print_tables(results):
-    """Every arm: mean and standard deviation of each metric, Delta_m over its baseline by seed with its interval."""
+    """Every arm against the baseline that saw the same labels."""
     import mtcd
 
-    arms = {}
+    tables = {}
     for row in read(results):
-        arms.setdefault(row["arm"], {}).setdefault(int(row["seed"]), {})[row["task"]] = float(row["value"])
-    singles = {arm: arms.pop(arm) for arm in list(arms) if arm.startswith("single-task")}
-    for runs in singles.values():
-        for seed, values in runs.items():
-            arms.setdefault("single-task", {}).setdefault(seed, {}).update(values)
-    print("| arm | seeds | " + " | ".join(map(mtcd.heading, TASKS)) + " | Delta_m [%] ↑ | 95 % interval |")
-    print("|" + " --- |" * (len(TASKS) + 4))
-    for arm, runs in arms.items():
-        base = arms.get("baseline" + "".join(arm.partition(", few ")[1:]), {})
-        cells = [mtcd.spread([values[t] for values in runs.values()], mtcd.decimals(t)) for t in TASKS]
-        gain, interval = "0", "-"
-        if base is not runs:
-            gains = [mtcd.delta_m(values, base[seed]) for seed, values in runs.items() if seed in base]
-            gain = mtcd.spread(gains, 2)
-            if len(gains) > 1:
-                mean, half = statistics.fmean(gains), T_95[len(gains)] * statistics.stdev(gains) / math.sqrt(len(gains))
-                interval = f"{mean - half:+.2f} to {mean + half:+.2f}"
-        print(f"| {arm} | {len(runs)} | " + " | ".join(cells) + f" | {gain} | {interval} |")
+        arm = row["arm"].split(", task ")[0]  # single-task runs share a row
+        table = tables.setdefault(arm.partition(", few ")[2], {})
+        table.setdefault(arm, {}).setdefault(int(row["seed"]), {})[row["task"]] = float(row["value"])
+    for few, table in tables.items():
+        print(f"\n{few or 'all'} labels{' of 30 images only' * bool(few)}\n")
+        baseline = f"baseline, few {few}" if few else "baseline"
+        mtcd.print_comparison({baseline: table.pop(baseline), **table}, markdown=True)
 
 
 def main():
@@ -236,9 +239,10 @@ def main():
         folder = Path("runs") / ("tuning" if args.tune else "study")
         folder.mkdir(parents=True, exist_ok=True)
         data = folder / "rooms.h5"
-        if not data.exists():
-            import data_prep
-            data_prep.make_toy(data, train=300, val=300, height=64, width=96, seed=int(args.tune))
+        for path, train, seed in ((data, 300, int(args.tune)), (folder / "rooms-50.h5", 50, 1 if args.tune else 2)):
+            if not path.exists():
+                import data_prep
+                data_prep.make_toy(path, train=train, val=300, height=64, width=96, seed=seed)
         jobs = [(arm, seed) for seed in args.seeds for arm in args.arms] if args.arms else plan(args.tune)
         run_all(jobs, results, folder, data)
     print_tables(results)

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: MIT
+"""Side by side in one run: our encoder and timm's, our regulariser and pytorch-metric-learning's, a step and its parts.
+
+    pip install timm pytorch-metric-learning
+    OMP_NUM_THREADS=2 python docs/peers.py              two to three minutes on 2 CPU cores; medians of 5, in turn
+"""
+import sys
+from pathlib import Path
+
+import timm
+import torch
+import torch.nn.functional as F
+from pytorch_metric_learning import losses, miners
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import mtcd
+
+CPU, TASKS = torch.device("cpu"), {"semseg": 40, "depth": 1, "normal": 3, "boundary": 1}
+
+
+def labels_of(size, batch):
+    """Random labels of the four tasks, 10 patches a side: what they say does not matter to the time."""
+    def patches(values):
+        return F.interpolate(values, size)
+    return {"semseg": patches(torch.randint(40, (batch, 1, 10, 10)).float())[:, 0].long(),
+            "depth": patches(1 + 9 * torch.rand(batch, 1, 10, 10)),
+            "normal": F.normalize(patches(torch.randn(batch, 3, 10, 10)), dim=1),
+            "boundary": patches((torch.rand(batch, 1, 100, 100) < 0.03).float())[:, 0].long()}
+
+
+def show(title, jobs):
+    """Medians in ms of {name: job}, and their ratio to the first."""
+    times = mtcd.median_seconds(jobs, CPU)
+    print(f"\n{title}")
+    for name, seconds in times.items():
+        print(f"  {name:58}{1000 * seconds:10.1f} ms{seconds / next(iter(times.values())):8.2f}", flush=True)
+
+
+def backward(outputs):
+    sum(output.mean() for output in outputs).backward()
+
+
+def encoders():
+    x = torch.randn(2, 3, 416, 544)
+    ours = mtcd.build_backbone("hrnet18s").to(memory_format=torch.channels_last)
+    peer = timm.create_model("hrnet_w18_small_v2", features_only=True, feature_location="")  # without its image head
+    jobs = {"hrnet18s, channels last, as it is trained": lambda: backward(ours(x)), "timm": lambda: backward(peer(x))}
+    show("encoder, 416 x 544, batch 2, forward and backward", jobs)
+    peer.to(memory_format=torch.channels_last)
+    x = x.contiguous(memory_format=torch.channels_last)
+    show("the same, both in channels last", jobs)
+
+
+def steps():
+    images, labels = torch.rand(2, 3, 425, 560).contiguous(memory_format=torch.channels_last), labels_of((425, 560), 2)
+    net = mtcd.MultiTaskNet(TASKS)
+    objective = mtcd.Objective(net, mtcd.CrossTaskContrast(list(TASKS), net.channels), mtcd.BENCHMARKS["nyud"])
+    objective.to(memory_format=torch.channels_last)
+    optimiser = torch.optim.SGD(objective.parameters(), 1e-4, momentum=0.9, weight_decay=5e-4)
+
+    def step():
+        optimiser.zero_grad()
+        sum(objective(images, labels).values()).backward()
+        optimiser.step()
+    show("training step, 425 x 560, batch 2, 4 tasks, 40 classes",
+         {"encoder and heads, forward and backward": lambda: backward(net.features(images).values()), "step": step})
+
+
+def regularisers():
+    embedding, label, pixel = torch.randn(384, 64), torch.randint(10, (384,)), torch.arange(384)
+    contrast = mtcd.CrossTaskContrast(list(TASKS), 64)
+    miner, triplet = miners.TripletMarginMiner(0.3, type_of_triplets="semihard"), losses.TripletMarginLoss(0.3)
+
+    def ours():
+        points = F.normalize(embedding.clone().requires_grad_(), dim=1)
+        contrast.triplet_loss(points, label[:, None], pixel, mtcd.CLASSES).backward()
+
+    def peer():
+        points = F.normalize(embedding.clone().requires_grad_(), dim=1)
+        triplet(points, label, miner(points, label)).backward()
+    show("semi-hard triplets of 384 pixels, 10 classes, forward and backward",
+         {"ours": ours, "pytorch-metric-learning": peer})
+
+    def regulariser(height, width, count):
+        some = mtcd.CrossTaskContrast(list(TASKS)[:count], 64)
+        features = {task: torch.randn(8, 64, height // 4, width // 4, requires_grad=True) for task in some.tasks}
+        labels = labels_of((height, width), 8)
+        return lambda: some(features, labels).backward()
+    show("regulariser, batch 8, forward and backward", {
+        f"{count} tasks, {height} x {width}": regulariser(height, width, count)
+        for count, height, width in ((4, 425, 560), (4, 212, 280), (4, 106, 140), (2, 425, 560))})
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    encoders()
+    steps()
+    regularisers()
