@@ -1563,7 +1563,8 @@ def print_comparison(rows, markdown=False):
             is_best = bool(values) and statistics.fmean(values) == best[task]
             cells.append((f"**{text}**" if markdown and is_best else text, is_best))
         paired = [first.get(seed, {}).keys() >= run.keys() for seed, run in rows[label].items()]
-        gains = [delta_m(run, first[seed] if pair else baseline) for pair, (seed, run) in zip(paired, rows[label].items())]
+        gains = [delta_m(run, first[seed] if pair else baseline)
+                 for pair, (seed, run) in zip(paired, rows[label].items())]
         change = [spread(gains, 2), *[interval(gains) if all(paired) else "-"] * several]
         table.append([*cells, *(change if rows[label] is not first else ["0", *["-"] * several])])
     bold = ("\033[1m", "\033[0m") if sys.stdout.isatty() and not markdown else ("", "")  # takes no room on a terminal

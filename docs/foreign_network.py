@@ -30,7 +30,8 @@ for iteration in range(1, int(iterations) + 1):
     shared = backbone(image)["out"]  # (8, 960, H/16, W/16)
     features = {task: head(shared) for task, head in heads.items()}  # (8, 256, H/16, W/16) a task
     guess = {t: F.interpolate(predictors[t](f), image.shape[2:], mode="bilinear") for t, f in features.items()}
-    task_loss = F.cross_entropy(guess["semseg"], semseg, ignore_index=255) + F.l1_loss(guess["depth"], depth)
+    known = depth > 0
+    task_loss = F.cross_entropy(guess["semseg"], semseg, ignore_index=255) + (guess["depth"] - depth)[known].abs().mean()
     contrast_loss = contrast(features, {"semseg": semseg, "depth": depth})
     optimiser.zero_grad()
     (task_loss + 1.0 * contrast_loss).backward()
