@@ -41,6 +41,7 @@ import os
 import signal
 import statistics
 import sys
+import tempfile
 import time
 import warnings
 from collections.abc import Callable
@@ -1593,14 +1594,20 @@ def median_seconds(jobs, device, rounds=5):
 
 
 def peak_memory(job, device):
-    """Bytes at the peak of a job: on a GPU its tensors, on a CPU the whole process since it began."""
+    """Bytes of tensors that a job, at its peak, adds to what lay there before; the process takes some more."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    job()
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    import resource  # not on Windows
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        before = torch.cuda.memory_allocated(device)
+        job()
+        return torch.cuda.max_memory_allocated(device) - before
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the profiler's own
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        job()
+    with tempfile.TemporaryDirectory() as folder:
+        profile.export_chrome_trace(f"{folder}/trace.json")
+        trace = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    changes = sorted((event["ts"], event["args"]["Bytes"]) for event in trace if event["name"] == "[memory]")
+    return max(itertools.accumulate(size for _, size in changes))
 
 
 def run_bench(args, device):
@@ -1619,15 +1626,13 @@ def run_bench(args, device):
         objective.contrast = regulariser
         with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
             losses = objective(images, labels)
-        optimiser.zero_grad()
         sum(losses.values()).backward()
         optimiser.step()
+        optimiser.zero_grad()
 
     plain, regularised = lambda: step(None), lambda: step(contrast)
-    memory = []
-    for job in (plain, regularised):
-        job()  # makes the optimiser's buffers
-        memory.append(peak_memory(job, device))
+    regularised()  # makes the optimiser's buffers
+    memory = [peak_memory(job, device) for job in (plain, regularised)]
     with torch.no_grad():
         features = net.features(images)
         predictions = {task: postprocess(task, prediction) for task, prediction in net(one).items()}
@@ -1647,7 +1652,7 @@ def run_bench(args, device):
     for name, seconds in times.items():
         share = 100 * seconds / times["training step, lambda = 0"]
         print(f"  {name:40}{1000 * seconds:10.1f}{share:13.1f}{jobs[name][1] / seconds:10.1f}")
-    print("  peak memory, MiB: " + ", ".join(
+    print("  memory that a step adds at its peak, MiB: " + ", ".join(
         f"{name} {peak / 2**20:.0f}" for name, peak in zip(("lambda = 0", "regularised"), memory)))
 
 

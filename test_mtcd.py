@@ -1418,6 +1418,18 @@ def test_bench_times_every_part(toy_file, capsys):
     assert all(name in printed for name in ("loader", "lambda = 0", "regulariser", "inference", "RMSE of depth"))
 
 
+def test_peak_memory_is_that_of_the_tensors_alive_together():
+    kept = torch.ones(2**20)  # there before: does not count
+
+    def job():
+        first = kept * 2  # 4 MiB
+        second = first + kept  # 8 MiB
+        del first, second
+        torch.ones(2**18).sum()  # 1 MiB, after the others are gone
+    for _ in range(2):
+        assert 2**23 <= mtcd.peak_memory(job, torch.device("cpu")) < 2**23 + 2**12
+
+
 # ------------------------------------------------------------------------------------------------------- docs/study.py
 def test_every_arm_of_the_study_is_what_it_says():
     tasks, forms = list(study.TASKS), study.variants()

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: MIT
 """The regulariser in a network that is not ours: torchvision's DeepLabV3 with a head for each of two tasks.
 
-    python -m docs.foreign_network [data/toy.h5 [ITERATIONS]]     from the project's folder; python mtcd.py makes the file
-"""
+    python -m docs.foreign_network [data/toy.h5 [ITERATIONS]]     from the project's folder; python mtcd.py makes the file"""
 import sys
 
 import h5py
