@@ -596,7 +596,9 @@ def across(count):
 
 def class_loss(prediction, label):
     """Cross entropy (B, K, H, W), (B, H, W), averaged over the valid pixels."""
-    return F.cross_entropy(prediction, label, ignore_index=255, reduction="sum") / across((label != 255).sum())
+    rows = prediction.movedim(1, -1).flatten(0, 2)  # a view of channels-last maps, where (B, K, H, W) would be copied
+    loss = F.cross_entropy(rows, label.flatten(), ignore_index=255, reduction="none")
+    return loss.sum() / across((label != 255).sum())
 
 
 def binary_loss(prediction, label, positive_weight=None):
