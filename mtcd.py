@@ -115,7 +115,7 @@ class CrossTaskContrast(nn.Module):
     tasks     names; those of CRITERIA are known, others need a Criterion in `criteria`
     channels  C, the width of every feature map
     dim       width of the projections, which are scaled to unit length and compared by Euclidean distance
-    samples   pixels drawn a target, over the whole batch; only they are projected
+    samples   pixels drawn a target, over the whole batch (of a process); only they are projected
     margin    m of max(0, d(anchor, positive) - d(anchor, negative) + m)
     mining    the negative of an anchor and its random positive: "random"; "hardest", the nearest; "semi-hard", the
               nearest that is farther away than the positive, or where there is none, the farthest
@@ -144,16 +144,14 @@ class CrossTaskContrast(nn.Module):
 
         Draws from torch's global generators. Without a source or without a valid triplet a target's loss is exactly 0.
         """
-        losses, targets = [], [task for task in self.tasks if task in features]
+        targets = [task for task in self.tasks if task in features]
         if not targets:
             raise ValueError(f"no feature map of {self.tasks} among {list(features)}")
-        for target in targets:
-            sources = [task for task in self.tasks if task in labels and task != target]
-            if sources:
-                source = sources[torch.randint(len(sources), ()).item()]
-                losses.append(self.pair_loss(target, source, features[target], labels[source]))
-            else:
-                losses.append(features[target][:0].float().sum())  # 0 that backward() accepts
+        others = {target: [task for task in self.tasks if task in labels and task != target] for target in targets}
+        drawn = {target: sources[torch.randint(len(sources), ()).item()]  # first: the same in every process of a seed
+                 for target, sources in others.items() if sources}
+        losses = [features[target][:0].float().sum() for target in targets if target not in drawn]  # 0, for backward()
+        losses += [self.pair_loss(target, source, features[target], labels[source]) for target, source in drawn.items()]
         return sum(losses)
 
     def pair_loss(self, target, source, feature, label):
@@ -414,20 +412,21 @@ def to_device(batch, device):
     return image.contiguous(memory_format=torch.channels_last), labels
 
 
-def find_data(name, path):
-    """The data file of a data set; a missing toy file is made on the spot."""
+def find_data(name, path, make=False):
+    """The data file of a data set; `make` a missing toy file on the spot."""
     path = Path(path or Path("data") / f"{name}.h5")
-    if not path.exists() and name == "toy" and rank_and_world()[0] == 0:
+    if make and not path.exists() and name == "toy" and rank_and_world()[0] == 0:
         import data_prep
         print(f"{path} is not there: rendering it", flush=True)
         try:
             data_prep.make_toy(path)
-        except data_prep.PrepError as error:
-            raise UserError(str(error)) from error
+        except (data_prep.PrepError, OSError) as error:
+            raise UserError(f"{path} cannot be made: {error}") from error
     if dist.is_initialized():
         dist.barrier()
     if not path.exists():
-        raise UserError(f"{path} is not there; make it with: python data_prep.py {name} --raw DIR --out {path}")
+        raw = "" if name == "toy" else " --raw DIR"
+        raise UserError(f"{path} is not there; make it with: python data_prep.py {name}{raw} --out {path}")
     return path
 
 
@@ -586,7 +585,7 @@ def postprocess(task, prediction):
 
 # ----------------------------------------------------------------------------------------------------- 6. task losses
 def across(count):
-    """A count -> its mean over all processes, at least 1: every loss is a mean over the whole batch."""
+    """A count -> its mean over all processes, at least 1: every task's loss is a mean over the whole batch."""
     count = count.float()
     if dist.is_initialized():
         dist.all_reduce(count)
@@ -1091,7 +1090,7 @@ def panel(rows, captions, classes, width=240):
     """Rows of uint8 (h, w, 3) pictures -> one PIL picture, `width` pixels a column, with a legend of `classes` at the
     foot; captions: a string a cell."""
     font = ImageFont.load_default(13)
-    height = round(width * rows[0][0].shape[0] / rows[0][0].shape[1])
+    height = min(max(round(width * rows[0][0].shape[0] / rows[0][0].shape[1]), 1), 4 * width)  # of any shape
     total, foot = len(rows[0]) * (width + 4) - 4, len(rows) * (height + 20)
     names = legend(classes, total)
     sheet = Image.new("RGB", (total, foot + names.height), "white")
@@ -1192,7 +1191,7 @@ def load_pretrained(backbone, name, source):
 
 def losses_of(pending, names, iteration):
     """The last iterations' losses (a device tensor each) -> their means by name; stops at one that is not finite."""
-    values = torch.stack(pending).cpu()  # (iterations, names): the only place that waits for the device
+    values = torch.stack(pending).cpu()  # (iterations, names): waits for the device, so not in every iteration
     if not values.isfinite().all():
         row, column = (~values.isfinite()).nonzero()[0].tolist()
         raise UserError(f"the loss of {names[column]} is {values[row, column]} at iteration "
@@ -1244,7 +1243,7 @@ def resume(out, config, objective, optimiser, schedule):
     optimiser.load_state_dict(saved["optimiser"])
     schedule.load_state_dict(saved["schedule"])
     if rank_and_world()[0] == 0 and (out / "log.csv").exists():
-        head, *rows = (out / "log.csv").read_text().splitlines(True)
+        head, *rows = (out / "log.csv").read_text().splitlines(True) or [""]
         kept = [row for row in rows if row.endswith("\n") and int(row.split(",")[0]) <= saved["iteration"]]
         with replacing(out / "log.csv") as part:
             part.write_text("".join([head, *kept]))
@@ -1262,6 +1261,13 @@ def signals_noted():
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def any_process(flag, device):
+    """Whether the flag is set in any process, so that all of them stop in the same iteration."""
+    flag = torch.tensor(float(flag), device=device)
+    dist.all_reduce(flag, dist.ReduceOp.MAX)
+    return flag.item() > 0
 
 
 def set_up(args, config, device):
@@ -1284,8 +1290,9 @@ def train(args, config, device):
     objective, optimiser, schedule = set_up(args, config, device)
     if args.resume and (out / "last.pt").exists():
         start = resume(out, config, objective, optimiser, schedule)
-    elif rank == 0:
-        (out / "log.csv").unlink(missing_ok=True)
+    elif rank == 0:  # figures of an older run would pass for this one's
+        for name in ("log.csv", "metrics.json", "preview.png"):
+            (out / name).unlink(missing_ok=True)
     if rank == 0:
         with replacing(out / "config.json") as part:
             part.write_text(json.dumps(config, indent=1))
@@ -1303,7 +1310,7 @@ def train(args, config, device):
     objective.train()
     with signals_noted() as stop:
         for iteration, batch in zip(range(start + 1, args.iters + 1), loader):
-            torch.manual_seed(args.seed * 2**32 + iteration * world + rank)  # the regulariser's draws, resumed or not
+            torch.manual_seed(args.seed * 2**32 + iteration)  # the regulariser's draws: resumed or not, on any process
             images, labels = to_device(batch, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
                 losses = parallel(images, labels)
@@ -1311,9 +1318,10 @@ def train(args, config, device):
             sum(weights[name] * loss for name, loss in losses.items()).backward()
             optimiser.step()
             pending.append(torch.stack([loss.detach().float() for loss in losses.values()]))
-            stopping = bool(stop)  # looked at once: what comes later waits for the next iteration
+            row = iteration % LOG_EVERY == 0 or iteration == args.iters
+            stopping = bool(stop) if world == 1 else row and any_process(bool(stop), device)
             due = iteration % save_every == 0 or iteration == args.iters or stopping
-            if due or iteration % LOG_EVERY == 0:
+            if due or row:
                 means, pending = losses_of(pending, list(losses), iteration), []
                 if rank == 0:
                     log.row(iteration, means, schedule.get_last_lr()[0])
@@ -1484,7 +1492,10 @@ def run_consistency(args, device):
     contrast = CrossTaskContrast(config["tasks"], net.channels, mining="random").to(device)
     spaces = {"features, random weights": triplet_distances(start, contrast, {}, dataset, device)[0]}
     if trained:
-        contrast.load_state_dict(trained)
+        try:
+            contrast.load_state_dict(trained)
+        except RuntimeError as error:
+            raise UserError(f"{args.checkpoint} holds the projectors of another regulariser") from error
     plain, projected = triplet_distances(net, contrast, contrast.projectors if trained else {}, dataset, device)
     spaces |= {"features": plain, **({"projected features": projected} if trained else {})}
     print("Share of random triplets, in %, whose positive is nearer than the negative; 50 is chance.\n"
@@ -1503,6 +1514,10 @@ def run_consistency(args, device):
 
 
 # -------------------------------------------------------------------------------------------------- 13. comparing runs
+STUDENT_T = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+             2.120, 2.110, 2.101, 2.093, 2.086)  # 97.5 % points, 1 to 20 degrees of freedom
+
+
 def read_runs(folders):
     """Run folders -> {row: {seed: {task: value}}}. Runs that differ only in the seed share a row, and so do the
     single-task runs of otherwise equal settings."""
@@ -1515,7 +1530,7 @@ def read_runs(folders):
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise UserError(f"{folder} is not the folder of a finished run: {error}") from error
         single = len(config["tasks"]) == 1
-        leave_out = {"seed", "data", "channels", "classes"} | ({"tasks", "contrast"} if single else set())
+        leave_out = {"seed", "channels", "classes"} | ({"tasks", "contrast"} if single else set())
         key = json.dumps([single, {k: v for k, v in config.items() if k not in leave_out}], sort_keys=True)
         labels.setdefault(key, "single-task" if single else folder.name)
         seeds = rows.setdefault(key, {}).setdefault(config["seed"], {})
@@ -1542,8 +1557,9 @@ def interval(values):
     """95 % confidence interval of the mean of several values by Student's t; "-" without two."""
     if len(values) < 2:
         return "-"
-    from scipy.special import stdtrit  # here, for start-up time
-    mean, half = statistics.fmean(values), stdtrit(len(values) - 1, 0.975) * statistics.stdev(values) / len(values)**0.5
+    freedom = len(values) - 1
+    t = STUDENT_T[freedom - 1] if freedom <= len(STUDENT_T) else 1.96 + 2.4 / freedom
+    mean, half = statistics.fmean(values), t * statistics.stdev(values) / len(values)**0.5
     return f"{mean - half:+.2f} to {mean + half:+.2f}"
 
 
@@ -1637,7 +1653,8 @@ def run_bench(args, device):
     memory = [peak_memory(job, device) for job in (plain, regularised)]
     with torch.no_grad():
         features = net.features(images)
-        predictions = {task: postprocess(task, prediction) for task, prediction in net(one).items()}
+        predictions = {task: postprocess(task, prediction) for task, prediction in net.eval()(one).items()}
+    net.train()
     jobs = {
         "training step, lambda = 0": (plain, batch), "training step, regularised": (regularised, batch),
         "regulariser alone, forward and backward": (lambda: contrast(
@@ -1695,7 +1712,7 @@ def parse(argv):
     add("--workers", type=whole, metavar="N", default=4 * torch.cuda.is_available(), help="processes that load data")
     add("--seed", type=number(int, 0, 2**31), metavar="S", default=0, help="of weights, batches, the regulariser")
     add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1 ...")
-    add("--amp", action="store_true", help="bfloat16 where it is safe; the regulariser stays in float32")
+    add("--amp", action="store_true", help="bfloat16 where it is safe; not in the regulariser")
     add("--compile", action="store_true", help="compile the network with torch.compile")
     add("--out", metavar="DIR", default=later,
         help="folder of the results (default: runs/DATASET-BACKBONE-TASKS-contrastLAMBDA-seedS; predictions)")
@@ -1726,7 +1743,7 @@ def run_config(args):
         raise UserError(f"--batch-size {args.batch_size} does not divide among {rank_and_world()[1]} processes")
     subset = "-" + "-".join(tasks) if len(tasks) < len(benchmark.tasks) else ""
     args.out = args.out or f"runs/{args.dataset}-{args.backbone}{subset}-contrast{args.contrast:g}-seed{args.seed}"
-    path = find_data(args.dataset, args.data)
+    path = find_data(args.dataset, args.data, make=True)
     dataset = DenseTasks(path, "val", tasks)
     if dataset.name != args.dataset:
         raise UserError(f"{path} holds {dataset.name}, not {args.dataset}")
@@ -1789,15 +1806,15 @@ def start_device(name):
     """The device by its name; under torchrun, this process's own, with the processes connected."""
     if "RANK" in os.environ and name.startswith("cuda"):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-        torch.cuda.set_device(name)
     try:
         device = torch.zeros(1, device=name).device
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"--device {name} cannot be used: {str(error).splitlines()[0]}") from error
     if "RANK" in os.environ:
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
-    torch.backends.cudnn.allow_tf32 = True
     return device
 
 

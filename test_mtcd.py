@@ -8,6 +8,7 @@ import os
 import random
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -117,6 +118,26 @@ def at_centre(label, pixel, shape):
     label = label if label.ndim == 4 else label[:, None]
     return label[image, :, math.floor((row + 0.5) / shape[2] * label.shape[2]),
                  math.floor((column + 0.5) / shape[3] * label.shape[3])].tolist()
+
+
+class Recorder(mtcd.CrossTaskContrast):
+    def pair_loss(self, target, source, *maps):
+        self.calls.append((target, source))
+        return super().pair_loss(target, source, *maps)
+
+
+def test_sources_are_drawn_before_all_else_so_processes_with_other_images_agree():
+    tasks, drawn = ["semseg", "depth", "normal", "boundary"], []
+    contrast = Recorder(tasks, 8)
+    for seed in range(20):
+        for valid in (3, 6):  # another number of valid pixels takes another number of draws
+            contrast.calls, labels = [], {task: labels_of(task, (1, 6, 7)) for task in tasks}
+            for task in tasks:
+                labels[task][..., valid:, :] = IGNORED[task]
+            torch.manual_seed(seed)
+            contrast({task: torch.ones(1, 8, 6, 7) for task in tasks}, labels)
+            drawn.append(contrast.calls)
+    assert drawn[::2] == drawn[1::2] and len({str(calls) for calls in drawn}) > 10
 
 
 def spy(contrast):
@@ -1100,6 +1121,24 @@ def test_torchrun_trains_and_only_the_first_process_prints(toy_file, tmp_path):
     assert run.stdout.count("semseg mIoU") == 1 and (tmp_path / "r/metrics.json").exists()
 
 
+def test_a_signal_to_one_of_two_processes_stops_both_in_the_same_iteration(toy_file, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = [subprocess.Popen(
+        command_line("--data", toy_file, "--iters", 5000, "--batch-size", 4, "--backbone", "resnet18",
+                     "--tasks", "depth", "--out", tmp_path), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
+        env={**ENV, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
+             "MASTER_PORT": port}) for rank in "01"]
+    while not (tmp_path / "log.csv").exists() and all(process.poll() is None for process in processes):
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGTERM)
+    errors = [process.communicate(timeout=100)[1].splitlines() for process in processes]
+    assert [process.returncode for process in processes] == [2, 2], errors
+    iteration = mtcd.load_weights(tmp_path / "last.pt", "iteration")["iteration"]
+    assert all(f"holds iteration {iteration}," in lines[-1] for lines in errors), errors
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_at_random_and_resumed_ends_bit_for_bit_as_if_never_stopped(workers, toy_file, tmp_path):
     """MTCD_KILLS=20 makes it as long as one likes."""
@@ -1265,6 +1304,29 @@ def test_single_task_runs_make_one_baseline_row(tmp_path, capsys):
     assert multi.split() == ["m", "38.00", "0.5500", "-7.50"]
 
 
+def test_interval_is_students(capsys):
+    special = pytest.importorskip("scipy.special")
+    for count in (2, 3, 8, 16, 21, 22, 40, 400):
+        values = [*range(count)]
+        half = special.stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / count**0.5
+        low, high = map(float, mtcd.interval(values).split(" to "))
+        assert (high - low) / 2 == pytest.approx(half, rel=2e-3, abs=0.01)
+        assert (high + low) / 2 == pytest.approx((count - 1) / 2, abs=0.01)
+
+
+def test_runs_on_other_data_do_not_share_a_row(tmp_path, capsys):
+    runs = [write_run(tmp_path / "a", 40.0), write_run(tmp_path / "b", 20.0, seed=1, data="other.h5")]
+    assert mtcd.main(["--compare", *runs]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+def test_a_run_begun_anew_leaves_no_figures_of_the_old_one(toy_file, tmp_path, capsys, monkeypatch):
+    assert small(tmp_path, toy_file) == 0 and mtcd.main(["--compare", str(tmp_path)]) == 0
+    monkeypatch.setattr(mtcd, "depth_loss", lambda p, y: p.sum() * torch.nan)
+    assert small(tmp_path, toy_file) == 2
+    assert mtcd.main(["--compare", str(tmp_path)]) == 2
+
+
 def test_compare_names_what_is_not_a_run(tmp_path, capsys):
     assert mtcd.main(["--compare", str(tmp_path)]) == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
@@ -1284,11 +1346,27 @@ def test_eval_gives_the_figures_of_the_end_of_training(trained, tmp_path):
     assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads((trained / "metrics.json").read_text())
 
 
+@pytest.mark.parametrize("command", ["--eval", "--consistency"])
+def test_a_checkpoint_is_never_evaluated_on_a_file_made_on_the_spot(command, trained, tmp_path, capsys):
+    gone = tmp_path / "gone.h5"
+    assert mtcd.main(["--device", "cpu", command, "--checkpoint", str(trained / "last.pt"), "--data", str(gone),
+                      "--out", str(tmp_path)]) == 2
+    one_line(capsys, "gone.h5", "data_prep.py toy --out")
+    assert not gone.exists() and not (tmp_path / "metrics.json").exists()
+
+
+def test_a_data_file_that_cannot_be_made_is_one_line(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert mtcd.main(["--device", "cpu", "--data", str(tmp_path / "file/toy.h5")]) == 2
+    one_line(capsys, "toy.h5")
+
+
 def test_any_picture_gives_a_panel_and_arrays_at_its_size(trained, tmp_path):
     rng = np.random.default_rng(0)
     noise = Image.fromarray(rng.integers(0, 256, (70, 90, 3), dtype=np.uint8))
     pictures = {"rgb.jpg": noise, "grey.png": noise.convert("L"), "alpha.png": noise.convert("RGBA"),
                 "palette.png": noise.convert("P"), "tiny.png": noise.resize((1, 1)),
+                "wide.png": noise.resize((900, 1)), "high.png": noise.resize((1, 900)),
                 "deep.png": Image.fromarray(rng.integers(0, 65536, (50, 40)).astype(np.uint16)),
                 "large.jpg": noise.resize((1400, 900)), "cmyk.jpg": noise.convert("CMYK")}
     for name, picture in pictures.items():

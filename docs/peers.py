@@ -1,18 +1,22 @@
 # SPDX-License-Identifier: MIT
-"""Side by side in one run: our encoder and timm's, our regulariser and pytorch-metric-learning's, a step and its parts.
+"""Side by side in one run: our encoder and timm's, our regulariser and pytorch-metric-learning's, a step and its parts,
+and `mtcd.py --bench` under NYUD's protocol on rendered rooms of its size.
 
     pip install timm pytorch-metric-learning
-    OMP_NUM_THREADS=2 python docs/peers.py              two to three minutes on 2 CPU cores; medians of 5, in turn
+    OMP_NUM_THREADS=2 python docs/peers.py              three to four minutes on 2 CPU cores; medians of 5, in turn
 """
 import sys
+import tempfile
 from pathlib import Path
 
+import h5py
 import timm
 import torch
 import torch.nn.functional as F
 from pytorch_metric_learning import losses, miners
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import data_prep
 import mtcd
 
 CPU, TASKS = torch.device("cpu"), {"semseg": 40, "depth": 1, "normal": 3, "boundary": 1}
@@ -91,8 +95,19 @@ def regularisers():
         for count, height, width in ((4, 425, 560), (4, 212, 280), (4, 106, 140), (2, 425, 560))})
 
 
+def bench():
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"{folder}/nyud.h5"
+        data_prep.make_toy(path, train=32, val=8, height=425, width=560)
+        with h5py.File(path, "r+") as file:
+            file.attrs["dataset"] = "nyud"  # its four tasks, its crops and scales; the rooms' 14 classes
+        print(flush=True)
+        mtcd.main(["--bench", "--dataset", "nyud", "--data", path, "--device", "cpu"])
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     encoders()
     steps()
     regularisers()
+    bench()
