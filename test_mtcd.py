@@ -24,7 +24,7 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
 from PIL import Image
-from scipy import ndimage, sparse
+from scipy import ndimage, sparse, special
 from scipy.io import savemat
 from scipy.optimize import linear_sum_assignment
 from torch import nn
@@ -1304,8 +1304,7 @@ def test_single_task_runs_make_one_baseline_row(tmp_path, capsys):
     assert multi.split() == ["m", "38.00", "0.5500", "-7.50"]
 
 
-def test_interval_is_students(capsys):
-    special = pytest.importorskip("scipy.special")
+def test_interval_is_students():
     for count in (2, 3, 8, 16, 21, 22, 40, 400):
         values = [*range(count)]
         half = special.stdtrit(count - 1, 0.975) * np.std(values, ddof=1) / count**0.5
