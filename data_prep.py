@@ -830,15 +830,10 @@ def convert(dataset, raw, out):
     raise PrepError(f"{raw}: {'no layout known here' if raw.exists() else 'no such folder'}; get {LINKS[dataset]}")
 
 
-def fail(message):
-    print(f"data_prep.py: {message}; see python data_prep.py --help", file=sys.stderr)
-    sys.exit(2)
-
-
 def main(argv=None):
     """The command line -> exit status: 0, or 2 after one line on stderr."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = fail
+    parser.error = lambda message: parser.exit(2, f"data_prep.py: {message}; see python data_prep.py --help\n")
     parser.add_argument("dataset", choices=("toy", "nyud", "pascal"))
     parser.add_argument("--raw", type=Path, default=Path("data/raw"), metavar="DIR", help="default %(default)s")
     parser.add_argument("--out", type=Path, metavar="FILE", help="default data/<dataset>.h5")

@@ -1574,24 +1574,22 @@ def print_comparison(rows, markdown=False):
     best = {task: (max if TASKS[task].higher_is_better else min)(
         statistics.fmean(row[task]) for row in columns.values() if row[task]) for task in tasks}
     several = any(len(row) > 1 for row in list(rows.values())[1:])
+    bold = "**{}**" if markdown else "\033[1m{}\033[0m" if sys.stdout.isatty() else "{}"
     table = [["", *map(heading, tasks), "Delta_m [%] ↑", *["95 % interval"] * several]]
     for label, row in columns.items():
         cells = [label + f" ({len(rows[label])} seeds)" * (len(rows[label]) > 1)]
         for task, values in row.items():
             text = spread(values, decimals(task)) if values else "-"
-            is_best = bool(values) and statistics.fmean(values) == best[task]
-            cells.append((f"**{text}**" if markdown and is_best else text, is_best))
+            cells.append(bold.format(text) if values and statistics.fmean(values) == best[task] else text)
         paired = [first.get(seed, {}).keys() >= run.keys() for seed, run in rows[label].items()]
         gains = [delta_m(run, first[seed] if pair else baseline)
                  for pair, (seed, run) in zip(paired, rows[label].items())]
         change = [spread(gains, 2), *[interval(gains) if all(paired) else "-"] * several]
         table.append([*cells, *(change if rows[label] is not first else ["0", *["-"] * several])])
-    bold = ("\033[1m", "\033[0m") if sys.stdout.isatty() and not markdown else ("", "")  # takes no room on a terminal
-    plain = [[cell if isinstance(cell, str) else cell[0] for cell in row] for row in table]
-    widths = [max(map(len, column)) for column in zip(*plain)]
-    for number, (row, texts) in enumerate(zip(table, plain)):
-        marked = [bold[0] + text + bold[1] if cell[1:] == (True,) else text for cell, text in zip(row, texts)]
-        padded = [mark + " " * (width - len(text)) for mark, text, width in zip(marked, texts, widths)]
+    lengths = [[len(cell.replace("\033[1m", "").replace("\033[0m", "")) for cell in row] for row in table]  # as seen
+    widths = [max(column) for column in zip(*lengths)]
+    for number, row in enumerate(table):
+        padded = [cell + " " * (width - length) for cell, width, length in zip(row, widths, lengths[number])]
         print("| " + " | ".join(padded) + " |" if markdown else "  ".join(padded).rstrip())
         if markdown and number == 0:
             print("|" + "|".join("-" * (width + 2) for width in widths) + "|")

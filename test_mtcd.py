@@ -1427,7 +1427,7 @@ def test_foreign_network_script_trains_with_the_import_and_with_the_pasted_block
     (tmp_path / "pasted.py").write_text(pasted)
     runs = [([sys.executable, "-m", "docs.foreign_network"], root), ([sys.executable, "pasted.py"], tmp_path)]
     printed = [subprocess.run([*command, str(toy_file), "20"], cwd=folder, check=True, capture_output=True, text=True,
-                              env={**os.environ, "OMP_NUM_THREADS": "1"}).stdout for command, folder in runs]
+                              env=ENV).stdout for command, folder in runs]
     first, last = (float(re.search(rf"{n}/20  tasks ([0-9.]+)", printed[0])[1]) for n in (10, 20))
     assert printed[0] == printed[1] and last < first
 
@@ -1486,6 +1486,26 @@ def test_legend_names_every_class_in_its_colour_and_clips_nothing():
     for colour in mtcd.class_colours(40):
         bare += not (pixels == colour).all(2).sum() >= 100  # a filled square
     assert bare == 0 and (pixels[:, -2:] == 255).all()
+
+
+def test_consistency_of_another_regularisers_projectors_is_one_line(trained, tmp_path, capsys):
+    checkpoint = torch.load(trained / "last.pt")
+    checkpoint["contrast"] = {"projectors.albedo_from_depth.0.weight": torch.ones(1)}
+    torch.save(checkpoint, tmp_path / "last.pt")
+    assert mtcd.main(["--device", "cpu", "--consistency", "--checkpoint", str(tmp_path / "last.pt")]) == 2
+    one_line(capsys, "last.pt", "regulariser")
+
+
+def test_resume_goes_on_where_the_log_is_empty(toy_file, tmp_path):
+    assert small(tmp_path, toy_file) == 0
+    (tmp_path / "log.csv").write_text("")
+    assert small(tmp_path, toy_file, "--resume") == 0
+
+
+def test_bench_of_images_whose_deepest_map_is_one_value(tmp_path):
+    data_prep.make_toy(tmp_path / "toy.h5", train=2, val=1, height=32, width=32)
+    assert mtcd.main(["--device", "cpu", "--bench", "--data", str(tmp_path / "toy.h5"), "--tasks", "depth",
+                      "--batch-size", "2", "--backbone", "resnet18"]) == 0
 
 
 def test_bench_times_every_part(toy_file, capsys):
@@ -2299,6 +2319,14 @@ def test_missing_folder_and_bad_out(tmp_path, capfd):
 def child(args, **options):
     return subprocess.Popen([sys.executable, data_prep.__file__, *map(str, args)], stdout=subprocess.PIPE, text=True,
                             stderr=subprocess.PIPE, start_new_session=True, **options)
+
+
+@pytest.mark.parametrize("arguments", [["foo"], ["toy", "--train", "x"], []])
+def test_bad_arguments_are_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        prep(*arguments)
+    assert stop.value.code == 2
+    one_line(capsys, "data_prep.py", "--help")
 
 
 def test_disk_full(tmp_path):
