@@ -71,161 +71,122 @@ from torchvision.transforms import v2
 # ----------------------------------------------------------------------------------------------- 1. the regulariser
 # >>> copy from here
 class Criterion:
-    """When two pixels are alike under one task's labels. That one criterion serves discrete and continuous labels is
-    stated; the distances and thresholds are choices. Labels come as rows of K values a pixel."""
+    """When two pixels are alike under one task's labels. That one criterion serves discrete and
+    continuous labels is stated; the distances and thresholds are choices."""
 
     def __init__(self, distance, positive, negative, valid, balanced=False):
-        self.distance = distance  # two label tensors (..., K), broadcast -> distances (...)
-        self.positive = positive  # a pair this close or closer is positive
-        self.negative = negative  # a pair this far or farther is negative; a pair in between is neither
-        self.valid = valid  # labels (n, K) -> (n,) bool: pixels that the ground truth does not ignore
-        self.balanced = balanced  # sample rare classes more: a boundary is 3 % of the pixels
+        self.distance = distance  # of label tensors (..., K), broadcast -> (...)
+        self.positive = positive  # a pair at most this far apart is positive
+        self.negative = negative  # a pair at least this far apart is negative; in between: neither
+        self.valid = valid  # labels (n, K) -> (n,) bool: pixels that have ground truth
+        self.balanced = balanced  # draw all classes equally often: boundary is 3 % of the pixels
 
 
-def class_distance(a, b):
-    """0 for the same class, 1 for another."""
-    return (a != b).any(-1).float()
-
-
-def log_distance(a, b):
-    """|log a - log b|: a ratio of depths, so that near and far count alike."""
-    return (a.log() - b.log()).abs().sum(-1)
-
-
-def angle_distance(a, b):
-    """Angle between vectors, in degrees."""
-    return F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).acos().rad2deg()
-
-
-CLASSES = Criterion(class_distance, 0, 1, lambda label: (label != 255).all(-1), balanced=True)
-CRITERIA = {
-    "semseg": CLASSES, "parsing": CLASSES, "saliency": CLASSES, "boundary": CLASSES,
-    "depth": Criterion(log_distance, 0.05, 0.2, lambda label: (label.isfinite() & (label > 0)).all(-1)),
-    "normal": Criterion(angle_distance, 10, 30, lambda label: label.isfinite().all(-1) & (label != 0).any(-1)),
-}
+CLASSES = Criterion(  # the same class or another
+    distance=lambda a, b: (a != b).any(-1).float(), positive=0, negative=1,
+    valid=lambda y: (y != 255).all(-1), balanced=True)
+DEPTH = Criterion(  # the ratio of two depths, so that near and far count alike
+    distance=lambda a, b: (a.log() - b.log()).abs().sum(-1), positive=0.05, negative=0.2,
+    valid=lambda y: (y.isfinite() & (y > 0)).all(-1))
+NORMAL = Criterion(  # the angle between two normals in degrees
+    distance=lambda a, b: F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).acos().rad2deg(),
+    positive=10, negative=30, valid=lambda y: y.isfinite().all(-1) & (y != 0).any(-1))
+CRITERIA = {"semseg": CLASSES, "parsing": CLASSES, "saliency": CLASSES, "boundary": CLASSES,
+            "depth": DEPTH, "normal": NORMAL}
 
 
 class CrossTaskContrast(nn.Module):
-    """Feature-wise contrastive consistency: each task's features are regularised by another task's labels.
+    """Feature-wise contrastive consistency: one task's labels regularise another task's features.
 
-    Stated: in every call each target task draws one random source task, never itself, and a projector of its own for
-    every (target, source) pair; pixels are sampled under the source's ground truth and enter a triplet loss; the losses
-    of the targets are summed. All else is a choice:
+    Stated: in every call each target task draws one random source task, never itself; every
+    (target, source) pair has a projector of its own; pixels are sampled under the source's ground
+    truth and enter a triplet loss; the losses of the targets are summed. All else is a choice:
 
-    tasks     names; those of CRITERIA are known, others need a Criterion in `criteria`
-    channels  C, the width of every feature map
-    dim       width of the projections, which are scaled to unit length and compared by Euclidean distance
-    samples   pixels drawn a target, over the whole batch (of a process); only they are projected
-    margin    m of max(0, d(anchor, positive) - d(anchor, negative) + m)
-    mining    the negative of an anchor and its random positive: "random"; "hardest", the nearest; "semi-hard", the
-              nearest that is farther away than the positive, or where there is none, the farthest
+    tasks       names; those of CRITERIA are known, others need a Criterion in `criteria`
+    channels    C, the width of every feature map
+    dim         width of the projections, of unit length, compared by Euclidean distance
+    samples     pixels drawn per target, from the whole batch; only they are projected
+    candidates  how many of these each pixel looks at to find its positive and its negative
+    margin      m of max(0, d(anchor, positive) - d(anchor, negative) + m)
 
-    >>> contrast = CrossTaskContrast(["semseg", "depth"], channels=64)
-    >>> loss = task_losses + 1.0 * contrast({"semseg": f1, "depth": f2}, {"semseg": y1, "depth": y2})
+    >>> contrast = CrossTaskContrast(["semseg", "depth"], channels=64)  # train its parameters, too
+    >>> loss = task_losses + 2 * contrast({"semseg": f1, "depth": f2}, {"semseg": y1, "depth": y2})
 
-    The optimiser needs contrast.parameters() too; at inference the module is simply not called.
+    Afterwards `share_of_chance` is the loss over its value where positives are as far as negatives
+    (the margin per target): 1 if the projections tell nothing, 0 if the margin parts every triplet.
     """
 
-    def __init__(self, tasks, channels, *, dim=64, samples=384, margin=0.3, mining="semi-hard", criteria=None):
+    def __init__(self, tasks, channels, *,
+                 dim=64, samples=1024, candidates=48, margin=1.0, criteria=()):
         super().__init__()
-        self.tasks, self.criteria = list(tasks), {**CRITERIA, **(criteria or {})}
+        self.tasks, self.criteria = list(tasks), {**CRITERIA, **dict(criteria)}
         unknown = [task for task in self.tasks if task not in self.criteria]
         if unknown:
             raise ValueError(f"no criterion for {unknown}: pass criteria={{name: Criterion(...)}}")
-        if mining not in ("random", "semi-hard", "hardest"):
-            raise ValueError(f"mining is 'random', 'semi-hard' or 'hardest', not {mining!r}")
-        self.samples, self.margin, self.mining = samples, margin, mining
-        self.projectors = nn.ModuleDict({  # pointwise: projecting the sampled pixels alone equals projecting the map
-            f"{target}_from_{source}": nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, dim))
+        self.samples, self.candidates, self.margin = samples, candidates, margin
+        self.projectors = nn.ModuleDict({  # pointwise, so the sampled pixels alone are projected
+            f"{target}_from_{source}": nn.Sequential(
+                nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, dim))
             for target in self.tasks for source in self.tasks if source != target})
 
     def forward(self, features, labels):
-        """features: task -> (B, C, h, w); labels: task -> (B, H, W) or (B, K, H, W), at any resolution -> scalar.
-
-        Draws from torch's global generators. Without a source or without a valid triplet a target's loss is exactly 0.
-        """
-        targets = [task for task in self.tasks if task in features]
-        if not targets:
-            raise ValueError(f"no feature map of {self.tasks} among {list(features)}")
-        others = {target: [task for task in self.tasks if task in labels and task != target] for target in targets}
-        drawn = {target: sources[torch.randint(len(sources), ()).item()]  # first: the same in every process of a seed
-                 for target, sources in others.items() if sources}
-        losses = [features[target][:0].float().sum() for target in targets if target not in drawn]  # 0, for backward()
-        losses += [self.pair_loss(target, source, features[target], labels[source]) for target, source in drawn.items()]
-        return sum(losses)
+        """task -> (B, C, h, w), task -> (B, H, W) or (B, K, H, W) of any size -> the scalar loss,
+        to which a target without a source or without any triplet adds exactly 0."""
+        sources = {}  # drawn before any pixel: then all processes of a seed draw the same
+        for target in features:
+            others = [task for task in self.tasks if task in labels and task != target]
+            if others:
+                sources[target] = others[torch.randint(len(others), ()).item()]
+        losses = [self.pair_loss(target, source, features[target], labels[source])
+                  for target, source in sources.items()]
+        loss = sum(losses) if losses else next(iter(features.values()))[:0].sum()  # 0
+        self.share_of_chance = loss.detach() / (self.margin * max(len(sources), 1))
+        return loss
 
     def pair_loss(self, target, source, feature, label):
-        """Mean triplet loss of the target's feature (B, C, h, w) under the source's label -> scalar."""
-        pixel, label = self.sample(feature.shape, label, self.criteria[source])
-        rows = self.rows(feature, pixel)  # (n, C)
-        with torch.autocast(feature.device.type, enabled=False):  # distances of unit vectors need float32
+        """Mean triplet loss of the target's feature (B, C, h, w) under the source's label."""
+        rows, label, valid = self.sample(feature, label, self.criteria[source])
+        with torch.autocast(feature.device.type, enabled=False):  # distances need float32
             projector = self.projectors[f"{target}_from_{source}"]
-            projected = F.normalize(projector(rows.to(projector[0].weight.dtype)), dim=1)  # (n, dim)
-            return self.triplet_loss(projected, label, pixel, self.criteria[source])
+            points = F.normalize(projector(rows.to(projector[0].weight.dtype)))  # (n, dim)
+            return self.triplet_loss(points, label, valid, self.criteria[source])
 
-    @staticmethod
-    def rows(feature, pixel):
-        """The map (B, C, h, w) at the pixels (n,), indices into B * h * w -> (n, C)."""
-        height, width = feature.shape[2:]
-        return feature[pixel // (height * width), :, pixel // width % height, pixel % width]
-
-    def triplet_loss(self, projected, label, pixel, criterion):
-        """Mean of max(0, d(anchor, positive) - d(anchor, negative) + m) over the triplets, 0 without any."""
-        anchor, positive, negative = self.triplets(projected, label, pixel, criterion)
-        loss = F.triplet_margin_loss(
-            projected[anchor], projected[positive], projected[negative], self.margin, reduction="sum")
-        return loss / max(len(anchor), 1)
-
-    @torch.no_grad()
-    def sample(self, shape, label, criterion):
-        """Up to `samples` valid pixels of a (B, C, h, w) map: indices into B * h * w (n,), their labels (n, K).
-
-        A pixel's label is the one at its centre. Only a pool of 16 * `samples` random pixels is looked at, so that
-        the cost does not grow with the map; in a pool drawn from a larger map a pixel may occur twice.
-        """
+    def sample(self, feature, label, criterion):
+        """n pixels -> features (n, C), labels (n, K), valid (n,): False if there were too few."""
+        batch, _, height, width = feature.shape
         label = label if label.ndim == 4 else label[:, None]
-        (batch, _, height, width), pool = shape, 16 * self.samples
-        count, device = batch * height * width, label.device
-        pixel = torch.arange(count, device=device) if count <= pool else torch.randint(count, (pool,), device=device)
-        row = (2 * (pixel // width % height) + 1) * label.shape[2] // (2 * height)
-        column = (2 * (pixel % width) + 1) * label.shape[3] // (2 * width)
-        label = label[pixel // (height * width), :, row, column]  # (pool, K)
-        valid = criterion.valid(label)
-        pixel, label = pixel[valid], label[valid]
-        weight = torch.ones(len(label), device=device)
-        if criterion.balanced:
-            _, inverse, counts = label[:, 0].unique(return_inverse=True, return_counts=True)
-            weight = 1 / counts[inverse]
-        waiting = torch.rand(len(label), device=device).log() / -weight  # first arrivals: draws without replacement
-        chosen = waiting.argsort()[: self.samples]
-        return pixel[chosen], label[chosen]
+        label = F.interpolate(label.float(), (height, width), mode="nearest-exact")  # at the centre
+        pool = torch.randperm(batch * height * width, device=label.device)[: 16 * self.samples]
+        b, y, x = torch.unravel_index(pool, (batch, height, width))
+        label = label[b, :, y, x]  # (pool, K)
+        weight = criterion.valid(label).float()
+        if criterion.balanced:  # divided by how many pixels of the pool have this label
+            value, order = label[:, 0].contiguous(), label[:, 0].sort().values
+            same = torch.searchsorted(order, value, right=True) - torch.searchsorted(order, value)
+            weight = weight / same
+        arrival = torch.empty_like(weight).exponential_() / weight  # first come: a draw by weight
+        first = arrival.topk(min(self.samples, len(pool)), largest=False).indices
+        valid = weight[first] > 0
+        rows = feature[b[first], :, y[first], x[first]].masked_fill(~valid[:, None], 0)
+        return rows, label[first], valid
 
-    @staticmethod
-    def pairs(label, pixel, criterion):
-        """label (n, K), pixel (n,) -> which of the n pixels are positives, which negatives of which: two (n, n) bool."""
-        gap = criterion.distance(label[:, None], label[None])
-        return (gap <= criterion.positive) & (pixel[:, None] != pixel[None]), gap >= criterion.negative  # none its own
+    def triplet_loss(self, points, label, valid, criterion):
+        """points (n, dim) -> mean of max(0, d(anchor, positive) - d(anchor, negative) + m)."""
+        positive, negative, found = self.triplets(label, valid, criterion)
+        loss = F.triplet_margin_loss(
+            points, points[positive], points[negative], self.margin, reduction="none")  # (n,)
+        return (loss * found).sum() / found.sum().clamp(min=1)
 
-    @torch.no_grad()
-    def triplets(self, projected, label, pixel, criterion):
-        """One triplet an anchor, of every sampled pixel that has a positive and a negative.
-
-        projected (n, dim), label (n, K), pixel (n,) -> anchor, positive, negative: indices (t,) into the n pixels.
-        """
-        if not len(pixel):
-            return pixel, pixel, pixel
-        is_positive, is_negative = self.pairs(label, pixel, criterion)
-        distance = torch.cdist(projected, projected)  # (n, n), 0 to 2
-        positive = torch.rand_like(distance).masked_fill(~is_positive, -1).argmax(1, keepdim=True)  # (n, 1)
-        if self.mining == "random":
-            distance = torch.rand_like(distance)
-        elif self.mining == "semi-hard":  # beyond the positive the nearest first, then before it the farthest first
-            distance = torch.where(distance > distance.gather(1, positive), distance, 4 - distance)
-        negative = distance.masked_fill(~is_negative, torch.inf).argmin(1)
-        anchor = (is_positive.any(1) & is_negative.any(1)).nonzero().squeeze(1)
-        return anchor, positive[anchor, 0], negative[anchor]
-
-
+    def triplets(self, label, valid, criterion):
+        """Per pixel, the first positive and negative (n,) of its candidates; has it both (n,)?"""
+        n, own = len(label), torch.arange(len(label), device=label.device)
+        other = torch.randint(n, (n, self.candidates), device=label.device)
+        usable = valid[:, None] & valid[other] & (other != own[:, None])
+        gap = criterion.distance(label[:, None], label[other])  # (n, candidates)
+        positive = usable & (gap <= criterion.positive)
+        negative = usable & (gap >= criterion.negative)
+        first = [mask.float().argmax(1) for mask in (positive, negative)]  # the first True
+        return other[own, first[0]], other[own, first[1]], positive.any(1) & negative.any(1)
 # <<< to here
 
 # --------------------------------------------------------------------------------------------------------- 2. tasks
@@ -520,6 +481,7 @@ class ResNet(resnet.ResNet):
 
 
 BACKBONES = {  # HRNet: width, blocks of stage 1, modules of stages 2 to 4, blocks of a branch
+    "hrnet_tiny": lambda: HRNet(12, 1, (1, 1, 1), 1),  # for minutes on a CPU (choice)
     "hrnet18s": lambda: HRNet(18, 2, (1, 3, 2), 2),  # HRNet-W18-Small-v2
     "hrnet18": lambda: HRNet(18, 4, (1, 4, 3), 4),
     "hrnet32": lambda: HRNet(32, 4, (1, 4, 3), 4),
@@ -1702,7 +1664,7 @@ def parse(argv):
     add("--backbone", choices=BACKBONES, default="hrnet18s", help="shared encoder")
     add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights that the encoder starts from")
     add = parser.add_argument_group("training").add_argument
-    add("--contrast", type=number(float, 0), metavar="LAMBDA", default=1.0,
+    add("--contrast", type=number(float, 0), metavar="LAMBDA", default=2.0,
         help="weight of the regulariser; 0 is the multi-task baseline")
     add("--iters", type=number(int, 1), metavar="N", default=later, help="iterations (default: the benchmark's)")
     add("--batch-size", type=number(int, 1), metavar="B", default=8, help="images an iteration, over all processes")
