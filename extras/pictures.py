@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""Every picture that the program makes: the colours of the tasks, panels with captions, legends, previews.
+"""Every picture that the program makes: the tasks' colours, panels, legends, previews.
 
-A task looks the same everywhere, because it is drawn here only. Labels and predictions come as numpy
-arrays laid out as in a data file; pictures are uint8 (H, W, 3) arrays, sheets of them are PIL pictures.
-Needs numpy and PIL, nothing of ours.
+A task looks the same everywhere, because it is drawn here only. Labels and predictions come as
+numpy arrays laid out as in a data file; pictures are uint8 (H, W, 3) arrays, sheets of them PIL
+pictures. Needs numpy and PIL, nothing of ours.
 """
 import functools
 
@@ -38,9 +38,11 @@ def kind_of(task, array):
 
 
 def oklab(colours):
-    """RGB in [0, 255] (..., 3) -> Oklab (Ottosson, 2020), where distances are as the eye sees them."""
-    to_cones = np.array([[0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
-    to_lab = np.array([[0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]])
+    """RGB in [0, 255] (..., 3) -> Oklab (Ottosson, 2020): distances are as the eye sees them."""
+    to_cones = np.array([
+        [0.4122, 0.5363, 0.0514], [0.2119, 0.6807, 0.1074], [0.0883, 0.2817, 0.6300]])
+    to_lab = np.array([
+        [0.2105, 0.7936, -0.0041], [1.9780, -2.4286, 0.4506], [0.0259, 0.7828, -0.8087]])
     linear = (np.asarray(colours) / 255) ** 2.2
     return np.cbrt(linear @ to_cones.T) @ to_lab.T
 
@@ -63,7 +65,7 @@ def palette():
 
 
 def class_colours(count):
-    """(count, 3) uint8 colours of the classes 0, 1 ..., the same in every picture; count up to 256."""
+    """(count, 3) uint8 colours of the classes 0, 1 ..., the same in every picture; up to 256."""
     return palette()[:count]
 
 
@@ -78,7 +80,7 @@ def colourise(task, label, depth_range=None):
 
     Classes in `class_colours`. Probabilities and 0/1 labels from white to blue. Depth: viridis,
     near dark, over `depth_range` (metres; default its own). Normals: (n + 1) / 2 as RGB with x
-    right, y up, z towards the viewer, as the field shows them; in the file y points down, z forward.
+    right, y up, z towards the viewer, as the field does; in the file y is down and z forward.
     """
     kind = kind_of(task, label)
     if kind == "image":
@@ -191,6 +193,7 @@ def preview(samples, classes, width=240):
         rows.append([image, *(colourise(task, labels[task], spans[task]) for task in labels)])
         captions.append([name, *(task_caption(task, spans[task]) for task in labels)])
         if predictions:
-            rows.append([None, *(colourise(task, predictions[task], spans[task]) for task in labels)])
+            tiles = [colourise(task, predictions[task], spans[task]) for task in labels]
+            rows.append([None, *tiles])
             captions.append(["", *(f"{task}, predicted" for task in labels)])
     return panel(rows, captions, classes, width)
