@@ -3,11 +3,28 @@
 
     python -m extras.odsf --predictions DIR --labels DIR --max-dist 0.011 --json figures.json
 
-This file needs numpy, and Pillow to read pictures; it can be copied elsewhere and run as `python odsf.py`.
-It follows the steps of SEISM and the structured-edges toolbox: suppression of what is no ridge, 101 thresholds,
-thinning, and one-to-one matching of predicted to true pixels within max_dist times the picture's diagonal.
+The steps are SEISM's and the structured-edges toolbox's: suppression of what is no ridge, 101 thresholds,
+thinning, one-to-one matching of predicted to true pixels within max-dist times the picture's diagonal.
+
+odsF    F at the best threshold for all pictures ("ODS F"; SEISM's *_ods_f.txt, odsF in BSDS's eval_bdry.txt)
+oisF    F of the counts of each picture at its own best threshold, summed ("OIS F", *_ois_f.txt);
+        of equal thresholds the lowest
+AP      area under the precision-recall curve ("AP", *_ap.txt): precision interpolated linearly at recalls
+        0, 0.01, ... 1, summed and divided by 100; recalls that no threshold reaches count 0, so that a binary
+        prediction has an AP of nearly 0; precision is 1 where nothing is predicted; at most 100 %
+
+predictions  NAME.png, grey, 8 bits (or 1): 255 is certainly a boundary, 0 certainly none
+labels       NAME.png or NAME.npy, the same size: 0 and 255, or 0 and 1 (bool too), per file; nothing else.
+             All of them are evaluated; a prediction without a label is left out. A label without any
+             boundary counts too: what is predicted there costs precision.
+ignore       NAME.png or NAME.npy for each label: pixels that are not 0 are ignored; the picture is the
+             bounding box of the others
+
+This file needs numpy, and Pillow to read pictures. It can be copied and run by itself: python odsf.py --help
 """
 import argparse
+import contextlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -328,8 +345,183 @@ class Counter:
         if self.pool:
             self.pool.shutdown(cancel_futures=True)
 
-    def __enter__(self):
-        return self
 
-    def __exit__(self, *error):
-        self.close()
+# ---------------------------------------------------------------------------------------- the tool
+class UserError(Exception):
+    """Bad input: its text is the one line that the user sees."""
+
+
+def needed(module: str, package: str):
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise UserError(f"{package} is missing: pip install {package}") from None
+
+
+def read_grey(path: Path) -> np.ndarray:
+    """(H, W) uint8 of a PNG with 8 bits or 1; the numbers of a .npy file, all finite."""
+    image = needed("PIL.Image", "pillow")
+    try:
+        if path.suffix.lower() == ".npy":
+            array = np.load(path, allow_pickle=False)
+        else:
+            with image.open(path) as picture:
+                mode, array = picture.mode, np.asarray(picture.convert("L"))
+    except Exception as error:  # Pillow raises SyntaxError, struct.error and others on broken files
+        raise UserError(f"{path} cannot be read: {error}") from None
+    if path.suffix.lower() != ".npy" and mode not in ("1", "L"):
+        raise UserError(f"{path} has colours, a palette or 16 bits (mode {mode}): save 8-bit grey")
+    if array.ndim != 2 or not array.size or array.dtype.kind not in "buif":
+        raise UserError(f"{path} holds {array.dtype} {array.shape}: numbers (H, W) are needed")
+    if not np.isfinite(array).all():
+        raise UserError(f"{path} holds NaN or infinity")
+    return array
+
+
+def read_label(path: Path) -> np.ndarray:
+    """(H, W) uint8 {0, 1}."""
+    array = read_grey(path)
+    boundary = 255 if (array == 255).any() else 1
+    strange = array[(array != 0) & (array != boundary)]
+    if strange.size:
+        raise UserError(f"{path} holds {strange[0]:g}: a label has 0 and 255, or 0 and 1, only")
+    return (array != 0).astype(np.uint8)
+
+
+def read_example(prediction: Path, label: Path, ignore: Path | None) -> tuple[np.ndarray, np.ndarray]:
+    """-> probability (H, W), label (H, W) as count_boundaries takes them."""
+    probability, true = read_grey(prediction) / np.float32(255), read_label(label)
+    if probability.shape != true.shape:
+        raise UserError(f"{prediction} has {probability.shape} pixels, {label} {true.shape}")
+    if ignore:
+        mask = read_grey(ignore) != 0
+        if mask.shape != true.shape:
+            raise UserError(f"{ignore} has {mask.shape} pixels, {label} {true.shape}")
+        true[mask] = 255
+    return probability, true
+
+
+def list_pictures(folder: str, *suffixes: str) -> dict[str, Path]:
+    """Name without its ending -> file."""
+    found = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix.lower() in suffixes:
+            if path.stem in found:
+                raise UserError(f"{found[path.stem]} and {path.name} are one name: remove one")
+            found[path.stem] = path
+    return found
+
+
+def list_examples(predictions: str, labels: str, ignore: str | None) -> list[tuple]:
+    """(prediction, label, ignore or None) per label."""
+    truth, guesses = list_pictures(labels, ".png", ".npy"), list_pictures(predictions, ".png")
+    masks = list_pictures(ignore, ".png", ".npy") if ignore else dict.fromkeys(truth)
+    if not truth.keys() & guesses.keys():
+        raise UserError(f"no picture in {predictions} (.png) has its name in {labels} (.png, .npy)")
+    for name, path in truth.items():
+        for folder, others in ((predictions, guesses), (ignore, masks)):
+            if name not in others:
+                raise UserError(f"{path} has no picture of its name in {folder}")
+    return [(guesses[name], truth[name], masks[name]) for name in truth]
+
+
+def count_examples(examples: list[tuple], max_dist: float, workers: int) -> np.ndarray:
+    """-> (N, 3, 101); says on stderr how far it is."""
+    terminal, start = sys.stderr.isatty(), time.monotonic()
+    said = start
+    with contextlib.closing(Counter(max_dist, workers)) as counter:
+        for example in examples:
+            counter.add(*read_example(*example))
+            done, now = len(counter.done), time.monotonic()
+            if done and now - said > (0.5 if terminal else 30):
+                left, said = int((now - start) / done * (len(examples) - done)), now
+                text = f"{done} of {len(examples)} pictures, {left // 60}:{left % 60:02} left"
+                print(f"{text:60}", end="\r" if terminal else "\n", file=sys.stderr, flush=True)
+        return counter.counts()
+
+
+def summarise(counts: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray]:
+    """(N, 3, 101) counts -> the figures, and precision and recall (101,) for all pictures; percent."""
+    matched, predicted, true = total = counts.sum(0)
+    precision = np.where(predicted > 0, 100 * matched / np.maximum(predicted, 1), 100)
+    recall = 100 * matched / np.maximum(true, 1)
+    best = f_scores(total).argmax()
+    own = f_scores(counts).argmax(1)
+    own_total = counts[np.arange(len(counts)), :, own].sum(0)
+    reached, first = np.unique(recall, return_index=True)
+    interpolated = np.interp(np.arange(101), reached, precision[first], left=0, right=0)
+    area = min(interpolated.sum() / 100, 100) if reached.size > 1 else 0
+    figures = {"odsF": f_scores(total)[best], "threshold": THRESHOLDS[best],
+               "precision": precision[best], "recall": recall[best],
+               "oisF": f_scores(own_total[:, None])[0], "AP": area}
+    return {k: float(v) for k, v in figures.items()} | {"images": len(counts)}, precision, recall
+
+
+def draw_curve(path: Path, figures: dict, precision: np.ndarray, recall: np.ndarray) -> None:
+    figure = needed("matplotlib.figure", "matplotlib").Figure((5, 5))
+    axes = figure.add_subplot(xlim=(0, 100), ylim=(0, 100), xlabel="recall, %", ylabel="precision, %")
+    for f in range(10, 100, 10):
+        r = np.linspace(f / 2 + 0.1, 100, 200)
+        axes.plot(r, f * r / (2 * r - f), color="0.85", linewidth=1)  # where F is f
+    axes.plot(recall, precision)
+    axes.plot(figures["recall"], figures["precision"], "o", label=f"odsF {figures['odsF']:.2f}")
+    axes.legend()
+    figure.savefig(path, format="png", bbox_inches="tight")
+
+
+def write(path: str, save) -> None:
+    """save(path) under a temporary name, then renamed."""
+    part = Path(f"{path}.part")
+    try:
+        save(part)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def run(args) -> None:
+    if not 0 <= args.max_dist <= 0.1:
+        raise UserError(f"--max-dist {args.max_dist:g} is not in 0 to 0.1 (of the diagonal)")
+    if not 0 <= args.workers <= 256:
+        raise UserError(f"--workers {args.workers} is not in 0 to 256")
+    if args.curve:
+        needed("matplotlib.figure", "matplotlib")
+    for path in filter(None, (args.json, args.curve)):
+        if not Path(path).absolute().parent.is_dir():
+            raise UserError(f"{path} cannot be written: its folder is missing")
+    examples = list_examples(args.predictions, args.labels, args.ignore)
+    figures, *curve = summarise(count_examples(examples, args.max_dist, args.workers))
+    print("odsF {odsF:.2f} (threshold {threshold:g}, precision {precision:.2f}, recall {recall:.2f})  "
+          "oisF {oisF:.2f}  AP {AP:.2f}  %, {images} pictures".format(**figures))
+    if args.json:
+        write(args.json, lambda part: part.write_text(json.dumps(figures, indent=2) + "\n"))
+    if args.curve:
+        write(args.curve, lambda part: draw_curve(part, figures, *curve))
+
+
+def main(argv=None) -> int:
+    parser = argparse.ArgumentParser("odsf", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = lambda message: parser.exit(2, f"odsf: {message}\n")  # one line
+    parser.add_argument("--predictions", metavar="DIR", required=True)
+    parser.add_argument("--labels", metavar="DIR", required=True)
+    parser.add_argument("--ignore", metavar="DIR")
+    parser.add_argument("--max-dist", type=float, required=True, help="NYUD-v2 0.011, PASCAL-Context and BSDS 0.0075")
+    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="processes (default: one per core)")
+    parser.add_argument("--json", metavar="FILE", help="write the figures, in percent, and the threshold")
+    parser.add_argument("--curve", metavar="FILE.png", help="draw precision over recall (needs matplotlib)")
+    try:
+        run(parser.parse_args(argv))
+    except KeyboardInterrupt:
+        print("odsf: stopped, nothing is written", file=sys.stderr)
+        return 130
+    except BrokenExecutor:
+        print("odsf: a worker was killed; where memory is short, use fewer --workers", file=sys.stderr)
+        return 2
+    except (UserError, OSError) as error:
+        print("odsf:", *str(error).split(), file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
