@@ -448,7 +448,7 @@ def main(argv=None) -> int:
     try:
         run(parser.parse_args(argv))
     except KeyboardInterrupt:
-        print("odsf: stopped, nothing is written", file=sys.stderr)
+        print(f"{'odsf: stopped, nothing is written':50}", file=sys.stderr)  # over the progress
         return 130
     except ImportError as error:
         print(f"odsf: {error}: pip install pillow matplotlib", file=sys.stderr)
