@@ -1,110 +1,143 @@
 # SPDX-License-Identifier: MIT
 """Raw data sets to one HDF5 file each, in the format that mtcd.py trains on.
 
-    python data_prep.py toy    [--out FILE] [--train N] [--val N] [--height H] [--width W] [--seed S]    (no download)
+    python data_prep.py toy    [--out FILE] [--train N] [--val N] [--height H] [--width W] [--seed S]
     python data_prep.py nyud   [--raw DIR] [--out FILE]
     python data_prep.py pascal [--raw DIR] [--out FILE]
+    python data_prep.py check FILE                         # which images of a data file are damaged
 
-DIR (default data/raw) is a package's folder or the folder around it; what lies there is recognised:
-    nyud, packaged  NYUD_MT/ or NYUDv2/: gt_sets/{train,val}.txt; images segmentation depth normals edge, a file an id,
-                    in any of the extensions in circulation. The papers' figures are on this one.
-    nyud, raw       nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat and, if you have it, nyu_normals_gt.zip.
-                    Boundaries and normals are made here, so figures do not compare with the papers'.
-    pascal          PASCAL_MT/ or PASCALContext/: ImageSets/Context/{train,val}.txt; JPEGImages, semseg/VOC12,
-                    semseg/pascal-context, pascal-context/trainval, human_parts, normals_distill, sal_distill.
-FILE (default data/<data set>.h5) is replaced only by a whole one; look at FILE.preview.png before you train.
-Normals made here (toy, raw) are in camera axes, x right, y down, z forward, and point at the camera: a floor has y
-about -1. Normals that come with a package or in the zip keep the axes of their files.
+toy renders rooms and needs no download. For the others, DIR (default data/raw) is a package's folder
+or the folder around it; what lies there is recognised:
+    nyud, packaged  NYUD_MT/ or NYUDv2/: gt_sets/{train,val}.txt; images segmentation depth normals
+                    edge, a file per id, in any of the extensions in circulation. The papers' figures
+                    are on this one.
+    nyud, raw       nyu_depth_v2_labeled.mat, splits.mat, classMapping40.mat and, if you have it,
+                    nyu_normals_gt.zip. Boundaries and normals are made here, so figures do not
+                    compare with the papers'.
+    pascal          PASCAL_MT/ or PASCALContext/: ImageSets/Context/{train,val}.txt; JPEGImages,
+                    semseg/VOC12, semseg/pascal-context, pascal-context/trainval, human_parts,
+                    normals_distill, sal_distill.
+FILE (default data/<data set>.h5) is replaced only by a whole one; look at FILE.preview.png before you
+train. Normals made here (toy, raw) are in camera axes, x right, y down, z forward, and point at the
+camera: a floor has y about -1. Normals that come with a package or in the zip keep their axes.
+
+A data file has the root attributes `dataset`, `format` (2) and <task>_classes, and two groups, train
+and val, of arrays with a row per image: FORMAT below, `id`, `size` (height and width before padding)
+and, new in format 2, `crc32`: the CRC-32 of all the image's other arrays. Training does not look at
+it; `check` does, and exits with 0 if every image is as it was written, else with 2.
 """
 import argparse
 import io
-import math
 import multiprocessing
 import os
 import signal
 import sys
 import threading
 import time
+import warnings
 import zipfile
+import zlib
 from collections import Counter, deque
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache, partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import h5py
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
-# --------------------------------------------------------------------------------------------------------------- tables
-SEMSEG = {name: text.replace("\n", " ").split(", ") for name, text in {  # class names, spelt as the data spells them
-    "nyud": """wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture, counter, blinds, desk,
-shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books, refridgerator, television, paper, towel,
-shower curtain, box, whiteboard, person, night stand, toilet, sink, lamp, bathtub, bag, otherstructure, otherfurniture,
-otherprop""",
-    "pascal": """background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow, diningtable, dog, horse,
-motorbike, person, pottedplant, sheep, sofa, train, tvmonitor"""}.items()}
+from extras.odsf import thin
+from extras.pictures import colourise, panel
+from extras.rooms import CLASSES as ROOM_CLASSES
+from extras.rooms import render_room
+
+# ------------------------------------------------------------------------------------------- tables
+TOY = {"train": 480, "val": 120, "height": 96, "width": 128, "seed": 0}  # rooms, pixels: defaults
+
+
+def listed(text):
+    return text.replace("\n", " ").split(", ")
+
+
+SEMSEG = {  # class names, spelt as the data spells them
+    "toy": list(ROOM_CLASSES),
+    "nyud": listed("""wall, floor, cabinet, bed, chair, sofa, table, door, window, bookshelf, picture,
+counter, blinds, desk, shelves, curtain, dresser, pillow, mirror, floor mat, clothes, ceiling, books,
+refridgerator, television, paper, towel, shower curtain, box, whiteboard, person, night stand, toilet,
+sink, lamp, bathtub, bag, otherstructure, otherfurniture, otherprop"""),
+    "pascal": listed("""background, aeroplane, bicycle, bird, boat, bottle, bus, car, cat, chair, cow,
+diningtable, dog, horse, motorbike, person, pottedplant, sheep, sofa, train, tvmonitor""")}
 PARTS = {  # the 7 classes of parsing and the PASCAL-Parts names that each gathers
-    "background": "", "head": "hair head lear lebrow leye mouth nose rear rebrow reye", "torso": "neck torso",
-    "upper arm": "luarm ruarm", "lower arm": "lhand llarm rhand rlarm", "upper leg": "luleg ruleg",
-    "lower leg": "lfoot llleg rfoot rlleg"}
-PART_GROUP = {name: group for group, names in enumerate(PARTS.values()) for name in names.split()}
+    "background": "", "head": "hair head lear lebrow leye mouth nose rear rebrow reye",
+    "torso": "neck torso", "upper arm": "luarm ruarm", "lower arm": "lhand llarm rhand rlarm",
+    "upper leg": "luleg ruleg", "lower leg": "lfoot llleg rfoot rlleg"}
+PART_GROUP = {name: i for i, names in enumerate(PARTS.values()) for name in names.split()}
 PERSON = 15  # class_ind in human_parts
-# The 170 of the 459 LabelMap classes on which the distilled normals hold (protocol).
-NORMAL_CLASSES = np.fromstring("""3 4 6 9 10 11 13 15 17 18 22 23 29 30 33 34 36 37 38 39 41 43 46 49 50 51 53 55 56
-59 61 62 65 66 68 69 72 73 78 83 84 85 87 88 95 96 101 104 105 107 111 113 115 122 124 135 141 142 143 146 150 154 157
-158 159 165 172 174 181 183 184 191 193 195 197 199 202 213 215 216 219 220 223 225 228 230 232 233 238 239 242 243
-246 250 251 252 255 260 261 263 269 272 273 275 281 283 284 285 286 287 288 290 291 292 293 295 304 307 309 310 314
-315 319 323 329 330 331 336 342 345 349 350 351 352 355 357 368 370 371 374 379 380 383 384 397 401 403 405 407 408
-411 412 413 414 417 419 421 423 427 429 430 432 440 441 442 443 444 446 454 457""", int, sep=" ")
+# The 170 of the 459 LabelMap classes on which the distilled normals hold (the code bases' list).
+NORMAL_CLASSES = np.array("""3 4 6 9 10 11 13 15 17 18 22 23 29 30 33 34 36 37 38 39 41 43 46 49 50 51
+53 55 56 59 61 62 65 66 68 69 72 73 78 83 84 85 87 88 95 96 101 104 105 107 111 113 115 122 124 135
+141 142 143 146 150 154 157 158 159 165 172 174 181 183 184 191 193 195 197 199 202 213 215 216 219
+220 223 225 228 230 232 233 238 239 242 243 246 250 251 252 255 260 261 263 269 272 273 275 281 283
+284 285 286 287 288 290 291 292 293 295 304 307 309 310 314 315 319 323 329 330 331 336 342 345 349
+350 351 352 355 357 368 370 371 374 379 380 383 384 397 401 403 405 407 408 411 412 413 414 417 419
+421 423 427 429 430 432 440 441 442 443 444 446 454 457""".split(), int)
 CLASS_LIKE = "uint8", (), 255, 1
-FORMAT = {  # array of the file: dtype, trailing shape, ignored value and padding, compression (a number: of gzip)
-    "image": ("uint8", (3,), 0, None), "semseg": CLASS_LIKE, "parsing": CLASS_LIKE, "saliency": CLASS_LIKE,
-    "boundary": CLASS_LIKE, "depth": ("float32", (), 0, None), "normal": ("float16", (3,), 0, None)}
-# Measured at 425 x 560, MB a sample and ms to read it: class ids gzip 0.01, 0.4 (lzf 0.02, 0.65; plain 0.24, 0.05);
-# image, depth and normal plain 3.1, 0.7 (lzf 2.7, 8.7). Only PASCAL's normals, mostly 0, get lzf: 0.5, 3.4 (1.6, 0.4).
-PACKAGES = {  # folder names; id lists; array: (folders to look in, extensions to look for), the first found counts
-    "nyud": (["NYUD_MT", "NYUDv2"], "gt_sets", {
-        "image": (["images"], ".png .jpg"), "semseg": (["segmentation"], ".png .mat"),
-        "depth": (["depth"], ".npy .mat"), "normal": (["normals"], ".npy .png .jpg"),
-        "boundary": (["edge"], ".npy .png")}),
-    "pascal": (["PASCAL_MT", "PASCALContext"], "ImageSets/Context", {
-        "image": (["JPEGImages"], ".jpg"), "semseg": (["semseg/VOC12", "semseg/pascal-context"], ".png"),
-        "context": (["pascal-context/trainval"], ".mat"), "parsing": (["human_parts"], ".mat"),
-        "normal": (["normals_distill"], ".png"), "saliency": (["sal_distill"], ".png")})}
+FORMAT = {  # array: dtype, trailing shape, ignored value (also the padding), level of gzip or None
+    "image": ("uint8", (3,), 0, None), "semseg": CLASS_LIKE, "parsing": CLASS_LIKE,
+    "saliency": CLASS_LIKE, "boundary": CLASS_LIKE, "depth": ("float32", (), 0, None),
+    "normal": ("float16", (3,), 0, None)}
+# Measured at 425 x 560, MB per sample and ms to read it: class ids gzip 0.01, 0.4 (lzf 0.02, 0.65;
+# plain 0.24, 0.05); image, depth and normal plain 3.1, 0.7 (lzf 2.7, 8.7). Only PASCAL's normals,
+# mostly 0, get lzf: 0.5, 3.4 (plain 1.6, 0.4).
+PACKAGES = {  # arrays: folders and extensions to look for, the first found counts
+    "nyud": {"roots": ("NYUD_MT", "NYUDv2"), "lists": "gt_sets", "size": (425, 560), "arrays": {
+        "image": ("images", ".png .jpg"), "semseg": ("segmentation", ".png .mat"),
+        "depth": ("depth", ".npy .mat"), "normal": ("normals", ".npy .png .jpg"),
+        "boundary": ("edge", ".npy .png")}},
+    "pascal": {"roots": ("PASCAL_MT", "PASCALContext"), "lists": "ImageSets/Context",
+               "size": (512, 512), "arrays": {
+        "image": ("JPEGImages", ".jpg"), "semseg": ("semseg/VOC12 semseg/pascal-context", ".png"),
+        "context": ("pascal-context/trainval", ".mat"), "parsing": ("human_parts", ".mat"),
+        "normal": ("normals_distill", ".png"), "saliency": ("sal_distill", ".png")}}}
 RAW_MAT, RAW_ZIP = "nyu_depth_v2_labeled.mat", "nyu_normals_gt.zip"
 ETH, NYU = "https://data.vision.ee.ethz.ch", "http://horatio.cs.nyu.edu/mit/silberman"
 LINKS = {  # links rot, so several
-    "nyud": f"{ETH}/brdavid/atrc/NYUDv2.tar.gz (unpacks to NYUDv2/), {ETH}/kmaninis/share/MTL/NYUD_MT.tgz (NYUD_MT/), "
-            f"Google Drive id 14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw (NYUD_MT/); raw: {NYU}/nyu_depth_v2/{RAW_MAT}, "
-            f"{NYU}/indoor_seg_sup/splits.mat, classMapping40.mat of https://github.com/ankurhanda/nyuv2-meta-data, "
+    "nyud": f"{ETH}/brdavid/atrc/NYUDv2.tar.gz (unpacks to NYUDv2/), "
+            f"{ETH}/kmaninis/share/MTL/NYUD_MT.tgz (NYUD_MT/), "
+            "Google Drive id 14EAEMXmd3zs2hIMY63UhHPSFPDAkiTzw (NYUD_MT/); "
+            f"raw: {NYU}/nyu_depth_v2/{RAW_MAT}, {NYU}/indoor_seg_sup/splits.mat, "
+            "classMapping40.mat of https://github.com/ankurhanda/nyuv2-meta-data, "
             f"https://inf.ethz.ch/personal/ladickyl/{RAW_ZIP}",
     "pascal": f"{ETH}/kmaninis/share/MTL/PASCAL_MT.tgz (unpacks to PASCAL_MT/)"}
 INTRINSICS = 518.8579, 519.4696, 325.5824, 253.7362  # fx fy cx cy of the Kinect's 480 x 640 frames
-CROP = np.s_[45:470, 40:600]  # rows 46..470, columns 41..600 (1-based), in the toolbox's 45..471 x 41..601: 425 x 560
+CROP = np.s_[45:470, 40:600]  # the packages' 425 x 560 of a frame, inside the toolbox's crop
 
 
 class PrepError(Exception):
     """Bad input or output; its text is the one line that the user reads."""
 
 
-# -------------------------------------------------------------------------------------------------------- reading files
+# ------------------------------------------------------------------------------------ reading files
 @contextmanager
 def reading(path):
-    """The open file; whatever goes wrong with it becomes a PrepError that names it: broken files fail in many ways."""
+    """The open file. Whatever goes wrong with it becomes a PrepError that names it: broken files fail
+    in many ways, and some only warn."""
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             if file.read(64).lstrip().startswith(b"<"):
-                raise ValueError("this is a web page, not data: the link that it came from is dead")
+                raise ValueError("a web page, not data: the link that it came from is dead")
             file.seek(0)
             yield file
     except Exception as error:
-        raise PrepError(f"{path}: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise PrepError(f"{path}: {str(error) or type(error).__name__}") from error
 
 
 def decode(file, path, key=None, **options):
-    """The array in a picture (palette indices stay indices), a .npy, or variable `key` of a MATLAB v5 .mat."""
+    """The array in a picture (palette indices stay indices), a .npy, or variable `key` of a MATLAB v5
+    .mat."""
     if path.name.endswith(".npy"):
         return np.load(file)
     if not path.name.endswith(".mat"):
@@ -127,534 +160,315 @@ def load_label(path, image, rule, key=None, channels=()):
     """rule(array of the file), which must have the size of `image` (h, w, 3)."""
     with reading(path) as file:
         raw = decode(file, path, key)
-        raw = raw[..., 0] if raw.shape[2:] == (1,) else raw
+        if raw.shape[2:] == (1,):
+            raw = raw[..., 0]
         if raw.shape != image.shape[:2] + channels:
             raise ValueError(f"its shape is {raw.shape}, its image's {image.shape}")
         return rule(raw)
 
 
 def as_classes(raw, count, first=0):
-    """Ids first .. first + count - 1 -> uint8 from 0; 255, and 0 where `first` is 1, -> 255 (protocol)."""
-    wrong = (raw != np.round(raw)) | (raw < 0) | (raw >= first + count) & (raw != 255)
-    if wrong.any():
-        raise ValueError(f"label {raw[wrong][0]} is out of range, {first} to {first + count - 1}")
+    """Ids first .. first + count - 1 -> uint8 from 0; 255, and 0 where `first` is 1, -> 255 (the
+    protocol's ignored value)."""
+    whole = raw == np.round(raw)
+    known = (raw >= 0) & (raw < first + count) | (raw == 255)
+    wrong = raw[~(whole & known)]
+    if wrong.size:
+        raise ValueError(f"label {wrong[0]} is out of range, {first} to {first + count - 1}")
     return np.where((raw == 255) | (raw < first), 255, raw.astype(int) - first).astype(np.uint8)
 
 
 def as_binary(raw, picture=True):
     """x/255 > 0.5 in a picture; an array holds 0, 1 and perhaps 255, ignored."""
-    return (raw > 127).astype(np.uint8) if picture and raw.dtype != bool else as_classes(raw, 2)
+    if picture and raw.dtype != bool:
+        return (raw > 127).astype(np.uint8)
+    return as_classes(raw, 2)
 
 
 def as_depth(raw):
-    """Metres -> float32; zero, negative and not finite are missing, 0."""
-    return np.where(np.isfinite(raw) & (raw > 0), raw, 0).astype(np.float32)
+    """Metres -> float32; zero, negative and not finite are missing, 0. Over 100 m it is an error."""
+    depth = np.where(np.isfinite(raw) & (raw > 0), raw, 0)
+    if depth.max(initial=0) > 100:
+        raise ValueError(f"a depth of {depth.max():.3g} m: does it hold metres?")
+    return depth.astype(np.float32)
 
 
 def as_normals(raw):
-    """Vectors (h, w, 3), in 8 bits 2x/255 - 1 -> float16 of length 1; of length 0, in 8 bits 127s or 128s: missing."""
-    eight_bits = raw.dtype == np.uint8
-    vectors = raw.astype(np.float32) * (2 / 255 if eight_bits else 1) - eight_bits
+    """Vectors (h, w, 3), in 8 bits 2x/255 - 1 -> float16 of length 1, or 0 where they are missing.
+
+    Missing is a length of 0. In 8 bits it is grey, 127 or 128, which JPEG blurs: a length under 0.5
+    (our choice; at quality 75 to 95 it finds them all and hardly takes a good one).
+    """
+    vectors, shortest = raw.astype(np.float32), 1e-6
+    if raw.dtype == np.uint8:
+        vectors, shortest = vectors * (2 / 255) - 1, 0.5
     length = np.sqrt((vectors ** 2).sum(-1, keepdims=True))
-    valid = np.isfinite(length) & (length > (0.01 if eight_bits else 1e-6))
+    valid = np.isfinite(length) & (length > shortest)
     return np.where(valid, vectors / np.where(valid, length, 1), 0).astype(np.float16)
 
 
-# ------------------------------------------------------------------------------------------------------------- packages
+# ----------------------------------------------------------------------------------------- packages
+def read_ids(path):
+    """A split's list, an id per line -> ids."""
+    with reading(path) as file:
+        ids = file.read().decode("utf-8-sig").split()
+        if not ids:
+            raise ValueError("lists no image")
+        name, times = Counter(ids).most_common(1)[0]
+        if times > 1:
+            raise ValueError(f"lists {name} twice")
+    return ids
+
+
 def open_package(root, dataset):
     """-> {split: {id: {array: path}}}; every file is looked for before the first is read."""
-    _, lists, folders = PACKAGES[dataset]
-    present = {place: {path.name: path for path in (root / place).iterdir()} if (root / place).is_dir() else {}
-               for places, _ in folders.values() for place in places}
+    arrays = PACKAGES[dataset]["arrays"]
+    folders = [root / name for names, _ in arrays.values() for name in names.split()]
+    present = {path for folder in folders if folder.is_dir() for path in folder.iterdir()}
     splits, missing = {}, []
     for split in ("train", "val"):
-        with reading(root / lists / f"{split}.txt") as file:
-            ids = file.read().decode("utf-8-sig").split()
-            twice = [name for name, n in Counter(ids).items() if n > 1]
-            if twice or not ids:
-                raise ValueError(f"lists {twice[0]} twice" if twice else "lists no image")
-        splits[split] = {name: {} for name in ids}
-        for name, files in splits[split].items():
-            for array, (places, endings) in folders.items():
-                found = (present[place].get(name + ending) for place in places for ending in endings.split())
-                files[array] = next((path for path in found if path), None)
-                if files[array] is None:
-                    missing.append(f"{places[0]}/{name}{endings.replace(' ', '|')}")
+        splits[split] = {}
+        for name in read_ids(root / PACKAGES[dataset]["lists"] / f"{split}.txt"):
+            files = splits[split][name] = {}
+            for array, (places, endings) in arrays.items():
+                paths = (root / place / (name + ending)
+                         for place in places.split() for ending in endings.split())
+                files[array] = next((path for path in paths if path in present), None)
+                if not files[array]:
+                    missing.append(f"{places.split()[0]}/{name}{endings.replace(' ', '|')}")
     if missing:
-        raise PrepError(f"{root}: {len(missing)} missing files: {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}"
-                        f"; get the package again: {LINKS[dataset]}")
+        more = ", ..." if len(missing) > 3 else ""
+        raise PrepError(f"{root}: {len(missing)} missing files: {', '.join(missing[:3])}{more}; "
+                        f"get the package again: {LINKS[dataset]}")
     return splits
 
 
 def read_nyud(files):
-    """{array: path} of one id -> sample."""
+    """{array: path} of one id -> sample, {array: (h, w, ...)}."""
     image = load_image(files["image"])
+    classes = partial(as_classes, count=40, first=1)
     edge = partial(as_binary, picture=files["boundary"].suffix != ".npy")
     return {"image": image,
-            "semseg": load_label(files["semseg"], image, partial(as_classes, count=40, first=1), "segmentation"),
+            "semseg": load_label(files["semseg"], image, classes, "segmentation"),
             "depth": load_label(files["depth"], image, as_depth, "depth"),
             "normal": load_label(files["normal"], image, as_normals, channels=(3,)),
             "boundary": load_label(files["boundary"], image, edge)}
 
 
-N, NE, E, SE, S, SW, W, NW = (np.arange(256) >> np.arange(8)[:, None] & 1).astype(bool)  # all neighbourhoods
-CROSSINGS = sum((~a & (b | c)).astype(int) for a, b, c in ((N, NE, E), (E, SE, S), (S, SW, W), (W, NW, N)))
-PAIRS = np.minimum(*(sum((a | b).astype(int) for a, b in pairs) for pairs in (
-    ((NW, N), (NE, E), (SE, S), (SW, W)), ((N, NE), (E, SE), (S, SW), (W, NW)))))
-MAY_GO = [(CROSSINGS == 1) & (PAIRS >= 2) & (PAIRS <= 3) & ~turn for turn in ((S | SW | ~NW) & W, (N | NE | ~SE) & E)]
-
-
-def thin(mask):
-    """bool (h, w) -> its skeleton by Guo and Hall (1989), until nothing changes; nothing is set outside (protocol)."""
-    stride = mask.shape[1] + 2
-    around = np.array([-stride, 1 - stride, 1, 1 + stride, stride, stride - 1, -1, -1 - stride])[:, None]  # N, NE, ...
-    flat, idle, half = np.pad(mask, 1).ravel(), 0, 0
-    active = np.flatnonzero(flat)
-    while idle < 2:
-        gone = MAY_GO[half][(flat[active + around] << np.arange(8)[:, None]).sum(0)]
-        flat[active[gone]] = False
-        active, idle, half = active[~gone], 0 if gone.any() else idle + 1, 1 - half
-    return flat.reshape(-1, stride)[1:-1, 1:-1]
-
-
 def read_pascal(files):
-    """{array: path} of one id -> sample."""
+    """{array: path} of one id -> sample, {array: (h, w, ...)}."""
     image = load_image(files["image"])
     context = load_label(files["context"], image, lambda raw: raw.astype(int), "LabelMap")
     normal = load_label(files["normal"], image, as_normals, channels=(3,))
     normal[~np.isin(context, NORMAL_CLASSES)] = 0
     p = np.pad(context, 1, mode="reflect")
-    edge = p[:-2, 1:-1] + p[2:, 1:-1] + p[1:-1, :-2] + p[1:-1, 2:] != 4 * context  # the Laplacian is not 0 (protocol)
-    return {"image": image, "semseg": load_label(files["semseg"], image, partial(as_classes, count=21)),
-            "parsing": human_parts(files["parsing"], image), "normal": normal, "boundary": thin(edge),
-            "saliency": load_label(files["saliency"], image, as_binary)}
+    laplacian = p[:-2, 1:-1] + p[2:, 1:-1] + p[1:-1, :-2] + p[1:-1, 2:] - 4 * context
+    return {"image": image,
+            "semseg": load_label(files["semseg"], image, partial(as_classes, count=21)),
+            "parsing": human_parts(files["parsing"], image),
+            "saliency": load_label(files["saliency"], image, as_binary),
+            "normal": normal,
+            "boundary": thin(laplacian != 0)}  # the code bases' rule
 
 
 def human_parts(path, image):
-    """human_parts/ID.mat -> uint8 (h, w) groups of PARTS, later over earlier; without any, all 255 (protocol)."""
+    """human_parts/ID.mat -> uint8 (h, w) groups of PARTS, later ones over earlier ones; all 255 where
+    no person has a part (the code bases' rule)."""
     groups = np.zeros(image.shape[:2], np.uint8)
     with reading(path) as file:
-        for thing in np.ravel(decode(file, path, "anno", simplify_cells=True)["objects"]):
-            for part in np.ravel(thing["parts"]) if thing["class_ind"] == PERSON else []:
-                if part["part_name"] not in PART_GROUP or part["mask"].shape != groups.shape:
-                    raise ValueError(f"part {part['part_name']} {part['mask'].shape}: unknown, or its size wrong")
-                groups[part["mask"] > 0] = PART_GROUP[part["part_name"]]
+        objects = decode(file, path, "anno", simplify_cells=True)["objects"]
+        people = [thing for thing in np.ravel(objects) if thing["class_ind"] == PERSON]
+        for part in (part for person in people for part in np.ravel(person["parts"])):
+            name, mask = part["part_name"], part["mask"]
+            if name not in PART_GROUP or mask.shape != groups.shape:
+                raise ValueError(f"part {name} {mask.shape}: unknown, or of another size")
+            groups[mask > 0] = PART_GROUP[name]
     return groups if groups.any() else np.full_like(groups, 255)
 
 
-# ------------------------------------------------------------------------------------------------------------ NYUD, raw
-def open_raw(root):
-    """Official files in `root` -> {split: {id: (frame, normals' name in the zip or None, mask's)}}, label map (895,).
+# ---------------------------------------------------------------------------------------- NYUD, raw
+def index_zip(path):
+    """Ladicky's zip -> {frame from 0: name of its normals}, {frame from 0: name of its mask}.
 
-    Ids are 1-based frame numbers. In the zip, train/ and test/<n>.png count from 1, masks/<n>.png from 0, as it is
-    reported: whichever has a 0 counts from 0.
+    train/ and test/<n>.png are reported to count from 1, masks/<n>.png from 0: we take whichever has
+    no 0 to count from 1.
     """
+    normals, masks = {}, {}
+    with reading(path) as file, zipfile.ZipFile(file) as archive:
+        for name in map(PurePosixPath, archive.namelist()):
+            if name.suffix == ".png" and name.stem.isdecimal():
+                (masks if "masks" in name.parts else normals)[int(name.stem)] = str(name)
+    first = [0 if 0 in names else 1 for names in (normals, masks)]
+    return [{n - start: name for n, name in names.items()}
+            for names, start in zip((normals, masks), first)]
+
+
+def open_raw(root):
+    """Official files in `root` -> {split: {id: (frame, name of its normals in the zip or None, of its
+    mask or None)}}, class of each label (895,). Ids are frame numbers from 1."""
     with reading(root / "classMapping40.mat") as file:
-        mapping = as_classes(np.append(0, decode(file, root / "classMapping40.mat", "mapClass")), 40, first=1)
+        mapping = decode(file, root / "classMapping40.mat", "mapClass")
+        mapping = as_classes(np.append(0, mapping), 40, first=1)
     with reading(root / RAW_MAT) as file, h5py.File(file.name) as arrays:
         count = min(len(arrays[name]) for name in ("images", "depths", "labels", "instances"))
-    names = {"normals": {}, "masks": {}}
-    if (root / RAW_ZIP).exists():
-        with reading(root / RAW_ZIP) as file, zipfile.ZipFile(file) as archive:
-            for path in map(Path, archive.namelist()):
-                if path.suffix == ".png" and path.stem.isdigit():
-                    names["masks" if "masks" in path.parts else "normals"][int(path.stem)] = str(path)
-    names = {kind: {n - (0 not in of): name for n, name in of.items()} for kind, of in names.items()}
-    print(f"normals: {root / RAW_ZIP if names['normals'] else 'fitted to depth'}")
+    normals, masks = index_zip(root / RAW_ZIP) if (root / RAW_ZIP).exists() else ({}, {})
+    print(f"normals: {root / RAW_ZIP if normals else 'fitted to depth'}")
     splits = {}
     for split, key in (("train", "trainNdxs"), ("val", "testNdxs")):
         with reading(root / "splits.mat") as file:
             frames = [int(n) - 1 for n in decode(file, root / "splits.mat", key).ravel()]
-            lost = [n + 1 for n in frames if not 0 <= n < count or names["normals"] and n not in names["normals"]]
+            lost = [n + 1 for n in frames
+                    if not 0 <= n < count or normals and n not in normals]
             if lost or not frames:
-                raise ValueError(f"{len(lost)} of its {len(frames)} {key} not in {RAW_MAT} or {RAW_ZIP}: {lost[:3]}")
-        splits[split] = {f"{n + 1:04d}": (n, names["normals"].get(n), names["masks"].get(n)) for n in frames}
+                raise ValueError(f"{len(lost)} of its {len(frames)} {key} are not in {RAW_MAT} or "
+                                 f"{RAW_ZIP}: {lost[:3]}")
+        splits[split] = {f"{n + 1:04d}": (n, normals.get(n), masks.get(n)) for n in frames}
     return splits, mapping
 
 
-open_h5, open_zip = lru_cache(1)(h5py.File), lru_cache(1)(zipfile.ZipFile)  # once a worker
+open_h5, open_zip = lru_cache(1)(h5py.File), lru_cache(1)(zipfile.ZipFile)  # once per worker
 
 
 def read_raw(source, root, mapping):
-    """(frame from 0, normals' name in the zip or None, mask's) -> sample; MATLAB's axes come reversed.
+    """(frame from 0, name of its normals in the zip or None, of its mask or None) -> sample.
 
     Boundary: (label, instance) differs from the right or the lower neighbour's, thinned (our choice).
     """
     frame, normals, mask = source
     with reading(root / RAW_MAT):
         arrays = open_h5(root / RAW_MAT)
-        image, labels = arrays["images"][frame].T, arrays["labels"][frame].T.astype(int)
-        depth, instances = as_depth(arrays["depths"][frame].T), arrays["instances"][frame].T
-        if {a.shape[:2] for a in (image, labels, depth, instances)} != {(480, 640)} or labels.max() >= len(mapping):
-            raise ValueError(f"frame {frame + 1} is not 480 x 640, or has a label over {len(mapping) - 1}")
+        image, labels, depth, instances = (  # .T: MATLAB's axes come reversed
+            arrays[name][frame].T for name in ("images", "labels", "depths", "instances"))
+        if {array.shape[:2] for array in (image, labels, depth, instances)} != {(480, 640)}:
+            raise ValueError(f"frame {frame + 1} is not 480 x 640")
+        if labels.min() < 0 or labels.max() >= len(mapping):
+            raise ValueError(f"frame {frame + 1} has a label out of range, 0 to {len(mapping) - 1}")
+        depth, pair = as_depth(depth), labels.astype(int) * 65536 + instances
+    in_zip = partial(zipfile.Path, open_zip(root / RAW_ZIP)) if normals else None
     if normals:
-        normal = load_label(zipfile.Path(open_zip(root / RAW_ZIP), normals), image, as_normals, channels=(3,))
+        normal = load_label(in_zip(normals), image, as_normals, channels=(3,))
     else:
         normal = normals_from_depth(depth)
     if mask:
-        normal[load_label(zipfile.Path(open_zip(root / RAW_ZIP), mask), image, lambda raw: raw == 0)] = 0
-    pair = (labels * 65536 + instances)[CROP]
+        normal[load_label(in_zip(mask), image, lambda raw: raw == 0)] = 0
+    pair = pair[CROP]
     edge = np.zeros(pair.shape, bool)
     edge[:, :-1] |= pair[:, 1:] != pair[:, :-1]
     edge[:-1] |= pair[1:] != pair[:-1]
-    return {"image": image[CROP], "semseg": mapping[labels][CROP], "depth": depth[CROP], "normal": normal[CROP],
-            "boundary": thin(edge)}
+    return {"image": image[CROP], "semseg": mapping[labels][CROP], "depth": depth[CROP],
+            "normal": normal[CROP], "boundary": thin(edge)}
 
 
-def box_mean(a, count, radius):
-    """Means over the (2 radius + 1)^2 windows of an (h, w) array, of which `count` pixels count."""
+def box_sum(a, radius):
+    """Sums over the (2 radius + 1)^2 windows of an (h, w) array."""
     k = 2 * radius + 1
     c = np.pad(a, ((radius + 1, radius), (radius + 1, radius))).cumsum(0).cumsum(1)
-    return (c[k:, k:] - c[:-k, k:] - c[k:, :-k] + c[:-k, :-k]) / count
+    return c[k:, k:] - c[:-k, k:] - c[k:, :-k] + c[:-k, :-k]
 
 
 def normals_from_depth(depth, intrinsics=INTRINSICS, radius=5):
-    """Metres (h, w), 0 missing -> float16 (h, w, 3) unit normals towards the camera; where too little is seen, 0.
+    """Metres (h, w), 0 missing -> float16 (h, w, 3) unit normals towards the camera; where too little
+    is seen, 0.
 
-    A plane seen by a pinhole camera is linear in inverse depth, 1/Z = a x + b y + c with x = (column - cx) / fx, and
-    its normal is -(a, b, c): the least-squares fit to a window is a few box sums. A window across an edge of depth or
-    a crease, off by over 0.2 % of the distance, gives way to one shifted by its radius, the pixel still in it, with
-    under half the error (our choice).
+    A plane seen by a pinhole camera is linear in inverse depth, 1/Z = a x + b y + c with
+    x = (column - cx) / fx, and its normal is -(a, b, c): the least-squares fit to a window is a few
+    box sums. A window across an edge of depth or a crease, off by over 0.2 % of the distance, gives
+    way to one shifted by its radius, the pixel still in it, with under half the error (our choice).
     """
     fx, fy, cx, cy = intrinsics
     height, width = depth.shape
     seen = (depth > 0).astype(float)
-    x, y = (np.arange(width) - cx) / fx * seen, (np.arange(height)[:, None] - cy) / fy * seen
-    q = seen / np.where(depth > 0, depth, 1)
-    mean = partial(box_mean, count=np.maximum(box_mean(seen, 1, radius).round(), 1), radius=radius)
+    x = (np.arange(width) - cx) / fx * seen
+    y = (np.arange(height)[:, None] - cy) / fy * seen
+    q = seen / np.where(depth > 0, depth, 1)  # inverse depth
+    count = np.maximum(box_sum(seen, radius).round(), 1)
+
+    def mean(values):
+        return box_sum(values, radius) / count
+
     mx, my, mq = mean(x), mean(y), mean(q)
-    xx, xy, yy = mean(x * x) - mx * mx, mean(x * y) - mx * my, mean(y * y) - my * my  # (co)variances in each window
+    xx, xy, yy = mean(x * x) - mx * mx, mean(x * y) - mx * my, mean(y * y) - my * my
     xq, yq, qq = mean(x * q) - mx * mq, mean(y * q) - my * mq, mean(q * q) - mq * mq
-    solid = xx * yy - xy * xy > 1e-12  # at least two pixels wide
-    area = np.where(solid, xx * yy - xy * xy, np.inf)
+    area = xx * yy - xy * xy
+    solid = area > 1e-12  # at least two pixels wide
+    area = np.where(solid, area, np.inf)
     a, b = (xq * yy - yq * xy) / area, (yq * xx - xq * xy) / area
-    fit = np.pad(np.dstack([-a, -b, (a * mx + b * my - mq) * solid]), ((radius, radius), (radius, radius), (0, 0)))
-    error = np.pad(np.where(solid, np.maximum(qq - a * xq - b * yq, 0), np.inf), radius, constant_values=np.inf)
-    at = [np.s_[dy:dy + height, dx:dx + width] for dy in (0, radius, 2 * radius) for dx in (0, radius, 2 * radius)]
-    best, normal = error[at[4]] / 4, fit[at[4]].copy()  # at[4]: not shifted; squares of errors
-    for there in at:
-        better = (error[there] < best) & (error[at[4]] > (0.002 * mq) ** 2)
-        best[better], normal[better] = error[there][better], fit[there][better]
+    fit = np.dstack([-a, -b, (a * mx + b * my - mq) * solid])
+    error = np.where(solid, np.maximum(qq - a * xq - b * yq, 0), np.inf)  # mean square, 1/m^2
+
+    normal = fit.copy()
+    best = np.where(error > (0.002 * mq) ** 2, error / 4, 0)  # to be under; nothing is under 0
+    around = np.pad(error, radius, constant_values=np.inf)
+    fits_around = np.pad(fit, ((radius, radius), (radius, radius), (0, 0)))
+    for dy in (0, radius, 2 * radius):
+        for dx in (0, radius, 2 * radius):
+            window = np.s_[dy:dy + height, dx:dx + width]
+            better = around[window] < best
+            best[better], normal[better] = around[window][better], fits_around[window][better]
     return as_normals(normal * seen[..., None])
 
 
-# ------------------------------------------------------------------------------------------------------- rendered rooms
-# World: metres, right-handed, y up, x and z along the floor. Camera: x right, y down, z forward along the optical axis.
-# A solid is a unit shape seen through its frame, q = axes @ (point - centre) / size; four shapes draw everything:
-UPRIGHT = np.eye(3)
-PLANE, BOX, BALL, CYLINDER = range(4)  # y = 0; |x|, |y|, |z| <= 1; x^2 + y^2 + z^2 <= 1; x^2 + z^2 <= 1 and |y| <= 1
-SOLID = np.dtype([("kind", "u1"), ("centre", "f8", 3), ("size", "f8", 3), ("paint", "i4"), ("part", "u1"),
-                  ("axes", "f8", (3, 3)), ("semseg", "u1"), ("instance", "u1")])  # axes in rows, size in halves
-TOY_CLASSES = ("wall", "floor", "ceiling", "door", "window", "picture", "rug",
-               "table", "sofa", "lamp", "box", "ball", "cylinder", "figure")  # this row: can be salient
-PAINTS = SHIRT, TROUSERS, SKIN, HAIR, GLOW = range(5)  # of every instance; GLOW may shine by itself
-PALETTES = (np.frombuffer(bytes.fromhex(  # eight, six colours each; linear RGB
-    "f3eadb d8c3a1 ad6a3b 6a5140 33495a 88a49b eff1f0 c7d4db 58656e e0b060 ae414c 80b4ba f9f0e0 efb6a4 cc5460 69a07f"
-    "31435a e8b04f e9e6dd a5b18c 5e8259 40583f dbd6ca b87035 faeed6 bd696a 4fa6a2 4880a0 e2ddd6 d1b387 f0eee9 b8b6a5"
-    "70735f c99a80 dcbfa9 8f9bb0 ecf5f6 86c2bb 1d6c75 fbdccf dd967c 8f98ab f4eefb c6b6f2 8c7fb9 eec0b8 9bbfb6 efe0a3"
-), np.uint8).reshape(-1, 6, 3) / 255) ** 2.2
-
-
-def dot(a, b):
-    return np.einsum("...i,...i->...", a, b)[..., None]  # (..., 3), (..., 3) -> (..., 1)
-
-
-def unit(v):
-    return v / np.sqrt(dot(v, v))
-
-
-def solid(kind, centre, size, paint=0, part=0, axes=UPRIGHT):
-    """A row of SOLID in its thing's own axes: y up, z to the front, the origin on the floor (or on the wall)."""
-    return kind, centre, size, paint, part, axes, 0, 0
-
-
-def figure(rng):
-    """SOLID rows of a standing person, 1.2 to 1.9 m, in PASCAL's six groups of parts; every joint at random."""
-    rows = [solid(kind, (0, y, z), size, paint, part) for kind, y, z, size, paint, part in (  # up the middle, hips at 0
-        (BALL, 0.43, 0, (0.066, 0.082, 0.072), SKIN, 1), (BALL, 0.45, -0.015, (0.072, 0.074, 0.072), HAIR, 1),
-        (CYLINDER, 0.34, 0, (0.03, 0.05, 0.03), SKIN, 2), (BALL, 0.21, 0, (0.115, 0.13, 0.072), SHIRT, 2),
-        (CYLINDER, 0.12, 0, (0.085, 0.1, 0.06), SHIRT, 2), (BALL, 0.02, 0, (0.09, 0.065, 0.066), TROUSERS, 2))]
-    sleeve, tall = (SHIRT, SKIN)[rng.integers(2)], rng.uniform(1.2, 1.9)
-    for side in (-1, 1):
-        arm = rng.uniform((0.1, -0.6, 0), (0.5, 0.9, 1.5)) + ((0, 0, 1.6)[rng.integers(3)], 0, 0)  # one in three raised
-        leg = rng.uniform((0.02, -0.45, -0.6), (0.2, 0.5, 0))
-        for x, y, (spread, swing, bend), tip, bones in (  # angles to the side, to the front, at elbow or knee
-                (0.112, 0.29, arm, arm[1] + arm[2],
-                 ((0.17, 0.034, SHIRT, 3), (0.15, 0.027, sleeve, 4), (0.05, 0.03, SKIN, 4))),
-                (0.045, 0, leg, 1.5, ((0.25, 0.052, TROUSERS, 5), (0.23, 0.038, TROUSERS, 6), (0.1, 0.034, HAIR, 6)))):
-            joint, sin, cos = np.array([side * x, y, 0]), side * math.sin(spread), math.cos(spread)
-            for (length, radius, paint, part), turn in zip(bones, (swing, swing + bend, tip)):
-                s, c = math.sin(turn), math.cos(turn)
-                axes = np.array([[cos, sin * c, -sin * s], [-sin, cos * c, -cos * s], [0, s, c]])  # y up the bone
-                rows += [solid(BALL, joint - length / 2 * axes[1], (radius, 0.58 * length, radius), paint, part, axes)]
-                joint = joint - length * axes[1]
-    rows = np.array(rows, SOLID)
-    rows["centre"][:, 1] -= rows["centre"][rows["part"] == 6, 1].min() - 0.034  # the lower foot stands on the floor
-    rows["centre"], rows["size"] = rows["centre"] * tall, rows["size"] * tall
-    return rows
-
-
-def thing(name, rng):
-    """SOLID rows of one thing of the class `name`; doors, windows and pictures have z into the room."""
-    def pane(x, y, above, paint=0):
-        return [solid(BOX, (0, above + y, 0), (x + 0.05, y + 0.05, 0.02), 1),
-                solid(BOX, (0, above + y, 0), (x, y, 0.025), paint)]
-    if name == "figure":
-        return figure(rng)
-    a, b, c = rng.random(3)
-    x, y, sides = 0.55 + 0.4 * a, 0.2 + 0.2 * b, (-1, 1)
-    return np.array({
-        "door": pane(0.4 + 0.1 * a, 1 + 0.05 * b, 0) + [solid(BALL, (0.32, 0.95, 0.06), (0.035, 0.035, 0.035), 2)],
-        "window": pane(0.7 * x, 0.25 + y, 1.0, GLOW) + [solid(BOX, (0, 1.25 + y, 0), size, 1) for size in (
-            (0.02, 0.25 + y, 0.03), (0.7 * x, 0.02, 0.03))],
-        "picture": pane(x - 0.35, y, 1.1 + 0.4 * c),
-        "rug": [solid(BOX if c < 0.6 else CYLINDER, (0, 0.002, 0), (0.6 + 0.7 * a, 0.002, 0.6 + 0.7 * b))],
-        "table": [solid(BOX, (0, 2 * y, 0), (x, 0.03, 0.7 * x))] + [solid(
-            BOX, (i * (x - 0.06), y, k * (0.7 * x - 0.06)), (0.035, y, 0.035), 1) for i in sides for k in sides],
-        "sofa": [solid(BOX, (0, 0.2, 0), (x, 0.2, 0.38)), solid(BOX, (0, 0.4, -0.3), (x, 0.4, 0.1), 1)] + [solid(
-            BOX, (i * x, 0.28, 0), (0.09, 0.28, 0.4), 1) for i in sides],
-        "lamp": [solid(CYLINDER, (0, 0.02, 0), (0.16, 0.02, 0.16)), solid(CYLINDER, (0, x, 0), (0.022, x, 0.022)),
-                 solid(CYLINDER, (0, 2 * x, 0), (0.7 * y + 0.05, 0.12 + 0.06 * c, 0.7 * y + 0.05), GLOW)],
-        "box": [solid(BOX, (0, 0.15 + 0.35 * b, 0), (0.18 + 0.25 * a, 0.15 + 0.35 * b, 0.18 + 0.25 * c))],
-        "ball": [solid(BALL, (0, 0.16 + 0.26 * a, 0), [0.16 + 0.26 * a] * 3)],
-        "cylinder": [solid(CYLINDER, (0, 0.2 + 0.3 * a, 0), (0.14 + 0.16 * b, 0.2 + 0.3 * a, 0.14 + 0.16 * b))],
-    }[name], SOLID)
-
-
-def furnish(rng):
-    """Draw a room. Returns its SOLID rows, camera = (eye (3), axes (3, 3) in rows, focal / width), room sizes (3)."""
-    room, rows, taken = rng.uniform((3.8, 2.4, 4.5), (6.5, 3.1, 7.5)), [], []
-    eye = rng.uniform((0.25, 0, 0.04), (0.75, 0, 0.15)) * room + (0, rng.uniform(1.0, 2.0), 0)
-    ahead = rng.uniform((0.2, 0, 0.7), (0.8, 0, 0.9)) * room + (0, rng.uniform(0.3, 1.5), 0) - eye
-    right = np.cross(ahead, (rng.uniform(-0.05, 0.05), 1, 0))  # a little roll
-    axes, focal = unit(np.stack([right, np.cross(ahead, right), ahead])), rng.uniform(0.7, 1.05)
-
-    def put(name, position, yaw, body, scale=1.0, paint=None):
-        turn = np.array([[math.cos(yaw), 0, -math.sin(yaw)], [0, 1, 0], [math.sin(yaw), 0, math.cos(yaw)]])
-        body["centre"], body["axes"] = scale * body["centre"] @ turn + position, body["axes"] @ turn
-        body["size"], body["semseg"], body["instance"] = scale * body["size"], TOY_CLASSES.index(name), len(rows)
-        body["paint"] += len(PAINTS) * (len(rows) if paint is None else paint)
-        rows.append(body)
-
-    for name, at, axis in zip(("floor", "ceiling") + 4 * ("wall",), (0, 1, 0, 1, 0, 1), (1, 1, 0, 0, 2, 2)):
-        plane = solid(PLANE, (0, 0, 0), (1, 1, 1), axes=np.roll(np.eye(3), axis - 1, 1) * (1 - 2 * at))
-        put(name, at * room, 0, np.array([plane], SOLID), paint=min(len(rows), 2))  # the four walls have one paint
-    for start, axis, yaw in (((0, 0, 1), 0, math.pi), ((0, 0, 0), 2, math.pi / 2), ((1, 0, 0), 2, -math.pi / 2)):
-        for slot in rng.uniform(0.4, 0.6, 3 + axis // 2) + np.arange(3 + axis // 2):
-            name, along = TOY_CLASSES[rng.integers(2, 6)], slot / (3 + axis // 2) * np.eye(3)[axis]
-            if name != "ceiling":  # then this piece of wall stays empty
-                put(name, (start + along) * room, yaw, thing(name, rng))
-    if rng.random() < 0.75:
-        put("rug", rng.uniform((0.35, 0, 0.4), (0.65, 0, 0.65)) * room, rng.uniform(-0.4, 0.4), thing("rug", rng))
-    names = ["figure"] * (0, 0, 1, 1, 2, 2)[rng.integers(6)]
-    for name in names + [TOY_CLASSES[i] for i in rng.integers(7, 13, rng.integers(4, 8))]:
-        body, yaw = thing(name, rng), rng.uniform(-math.pi, math.pi)
-        reach = 0.4 if name == "figure" else math.hypot(*(abs(body["centre"]) + body["size"])[:, ::2].max(0))
-        top = body["centre"][0, 1] + body["size"][0, 1]
-        for spot in rng.random((25, 3)) * (1, 0, 1) * (room - 2 * reach) + (reach, 0, reach):
-            x, _, z = axes @ (spot - eye)
-            inside = 1.4 + reach < z < (4.0 if name == "figure" else 5.5) and abs(x) < 0.47 * z / focal
-            if inside and all(math.dist(spot, other) > reach + far for other, far in taken):
-                taken.append((spot, reach))
-                put(name, spot, yaw, body)
-                if name in ("box", "table") and rng.random() < 0.6:  # and a small thing on it
-                    name = TOY_CLASSES[rng.integers(10, 13)]
-                    put(name, spot + (0, top, 0), yaw + 0.5, thing(name, rng), scale=0.45)
-                break
-    return np.concatenate(rows), (eye, axes, focal), room
-
-
-def hit(kind, o, d):
-    """First t > 0 at which the rays o + t d, o (3), d (3, h, w), enter the unit shape, (h, w); inf where none does."""
-    if kind == PLANE:
-        return np.where(d[1] < 0, -o[1] / d[1], np.inf)
-    near, far = 0, np.inf
-    if kind != BALL:  # between opposite faces: all three pairs, or the cylinder's ends
-        pairs = slice(None) if kind == BOX else slice(1, 2)
-        one, two = (-1 - o[pairs, None, None]) / d[pairs], (1 - o[pairs, None, None]) / d[pairs]
-        near, far = np.minimum(one, two).max(0), np.maximum(one, two).min(0)
-    if kind != BOX:  # and inside the round
-        o, d = (o, d) if kind == BALL else (o[::2], d[::2])
-        a, b = np.einsum("ihw,ihw->hw", d, d), np.einsum("i,ihw->hw", o, d)
-        root = np.sqrt(b * b - a * (o @ o - 1))  # NaN, hence never near < far, where the ray misses
-        near, far = np.maximum(near, (-b - root) / a), np.minimum(far, (root - b) / a)
-    return np.where((near < far) & (near > 0), near, np.inf)
-
-
-def trace(solids, camera, height, width, dtype):
-    """What each pixel centre sees: depth along the optical axis in metres and row of solids, both (height, width)."""
-    eye, axes, focal = camera
-    x, y = ((np.arange(n) - (n - 1) / 2) / (focal * width) for n in (width, height))
-    depth, index = np.full((height, width), np.inf, dtype), np.zeros((height, width), np.int16)
-    corners = np.array([[i, j, k] for i in (-1, 1) for j in (-1, 1) for k in (-1, 1)]) * solids["size"][:, None]
-    corners = (corners @ solids["axes"] + (solids["centre"] - eye)[:, None]) @ axes.T  # (n, 8, 3) in camera axes
-    frames = solids["axes"] / solids["size"][..., None]
-    origins = np.einsum("nij,nj->ni", frames, eye - solids["centre"]).astype(dtype)
-    frames = (frames @ axes.T).astype(dtype)  # (n, 3, 3) from camera axes
-    for i, (kind, (u, v, z)) in enumerate(zip(solids["kind"], corners.transpose(0, 2, 1))):
-        rows, columns = slice(None), slice(None)
-        if kind != PLANE and z.min() > 0.05:  # in front: only the rectangle round its corners can see it
-            columns = slice(*np.searchsorted(x, [(u / z).min(), (u / z).max()]))
-            rows = slice(*np.searchsorted(y, [(v / z).min(), (v / z).max()]))
-        near, seen = depth[rows, columns], index[rows, columns]
-        if near.size and (kind == PLANE or z.max() > 0.05):
-            a, b, c = frames[i].T[..., None, None]
-            t = hit(kind, origins[i], a * x[columns].astype(dtype) + (b * y[rows, None].astype(dtype) + c))
-            nearer = t < near
-            np.copyto(near, t, where=nearer)
-            np.copyto(seen, i, where=nearer)
-    return depth, index
-
-
-def surface(solids, camera, depth, index):
-    """World points, their unit normals, and the points in the solids' own axes (metres), each (height, width, 3)."""
-    (eye, axes, focal), (height, width), dtype = camera, depth.shape, depth.dtype
-    x, y = ((np.arange(n) - (n - 1) / 2) / (focal * width) for n in (width, height))
-    rays = x[:, None] * axes[0] + (y[:, None, None] * axes[1] + axes[2])
-    points = eye.astype(dtype) + depth[..., None] * rays.astype(dtype)
-    centre, size, frame = (solids[key].astype(dtype)[index] for key in ("centre", "size", "axes"))
-    local, kind = np.einsum("hwij,hwj->hwi", frame, points - centre), solids["kind"][index][..., None]
-    q, up = local / size, np.array([False, True, False])
-    face = abs(q) == abs(q).max(-1, keepdims=True)
-    end = abs(q[..., 1:2]) > np.hypot(q[..., :1], q[..., 2:])  # the ends of a cylinder have normal y, its side x and z
-    keep = np.where(kind == BOX, face, np.where(kind == CYLINDER, end == up, True))
-    gradient = np.where(kind == PLANE, up, q * keep) / size
-    return points, unit(np.einsum("hwij,hwi->hwj", frame, gradient)), local
-
-
-def texture(kind, q):
-    """A pattern in [0, 1], (n): 0 plain, 1 checks, 2 stripes, 3 tiles, 4 dots, 5 wood, 6 marble, at q (3, n)."""
-    value = np.zeros(kind.shape, q.dtype)
-    for i, pattern in enumerate((
-            lambda p: 0, lambda p: np.floor(p).sum(0) % 2, lambda p: np.floor(2 * p[0]) % 2,
-            lambda p: abs(p % 1 - 0.5).max(0) > 0.43, lambda p: ((p % 1 - 0.5) ** 2).sum(0) < 0.1,
-            lambda p: 0.5 + 0.5 * np.sin(14 * p[0] + 6 * p[1] + 2 * np.sin(2 * p[2] + np.sin(3 * p[1]))),
-            lambda p: 0.5 + 0.5 * np.sin(3 * p[0] + 2 * np.sin(2.3 * p[2] + p[0] + 2 * np.sin(3.1 * p[1] + p[0]))))):
-        value[kind == i] = pattern(q[:, kind == i])
-    return value
-
-
-def visible(solids, lamp, points, blur):
-    """Share of a soft lamp at lamp (3) that points (h, w, 3) see, (h, w, 1), from a depth map that the lamp takes."""
-    size, focal, down = 180, 0.22, np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]], np.float32)
-    depth, _ = trace(solids, (lamp, down, focal), size, size, np.float32)
-    x, y, z = np.moveaxis((points - lamp) @ down.T, -1, 0)
-    x, y = (np.clip(p / np.maximum(z, 0.01) * focal * size + size / 2, blur, size - 1 - blur) for p in (x, y))
-    lit = np.zeros_like(z)
-    for k in range(12):  # compare along a spiral
-        r, turn = blur * math.sqrt((k + 0.5) / 12), 2.4 * k
-        at = (y + r * math.sin(turn)).astype(np.int32) * size + (x + r * math.cos(turn)).astype(np.int32)
-        lit += z <= depth.ravel()[at] + 0.03
-    return lit[..., None] / 12
-
-
-def paint(solids, camera, room, height, width, look, noise):
-    """The picture, uint8 (height, width, 3), from 2 x 2 rays a pixel. Paints are drawn here, blind to the classes."""
-    depth, index = trace(solids, camera, 2 * height, 2 * width, np.float32)
-    points, normals, local = surface(solids, camera, depth, index)
-    f, n, p = np.float32, solids["paint"].max() + 1, solids["paint"][index]  # p: (2 height, 2 width)
-    first, second = PALETTES[look.integers(len(PALETTES))][look.integers(6, size=(2, n))]
-    second = look.uniform(0.15, 1, (n, 1)) * (second - first)
-    kind = np.array([0, 0, 0, 1, 2, 3, 4, 5, 5, 6])[look.integers(10, size=n)]
-    scale, shift = f(0.12 * 5 ** look.random((n, 1))), f(look.uniform(0.2, 0.8, (n, 3)))  # of the texture, metres
-    gloss = f(look.random((n, 1)) ** 2)
-    glow = f((look.random(n) < 0.75) & (np.arange(n) % len(PAINTS) == GLOW))[:, None]
-
-    view = unit(camera[0].astype(f) - points)
-    value = texture(kind[p].ravel(), (local / scale[p] + shift[p]).reshape(-1, 3).T).reshape(*p.shape, 1)
-    cells = 2 * width * camera[2] * scale[p] * np.maximum(dot(view, normals), 0.1) / depth[..., None]  # rays a period
-    value = 0.4 + (value - 0.4) * np.clip(1.3 - 2.5 / cells, 0, 1)  # what is too fine fades
-    albedo = f(first)[p] + value * f(second)[p]
-    off = points + 0.3 * normals
-    closed = np.exp(-4 * np.maximum(off, 0)) + np.exp(-4 * np.maximum(room.astype(f) - off, 0))  # corners are darker
-    light, shine = 0.36 * (1 - 0.5 * closed).prod(-1, keepdims=True) + glow[p], 0
-    for power, blur in ((2.4, 2.5), (1.0, 5.0)):
-        lamp = f(look.uniform((0.15, 1, 0.1), (0.85, 1, 0.8)) * room - (0, look.uniform(0.2, 0.6), 0))
-        far, tint = np.sqrt(dot(lamp - points, lamp - points)), f(look.uniform((0.95, 0.95, 0.75), (1.15, 1, 1.05)))
-        to, tint = (lamp - points) / far, tint * power * visible(solids, lamp, points + 0.04 * normals, blur)
-        light = light + tint / (1 + (far / 2.5) ** 2) * np.maximum(dot(to, normals), 0)
-        shine = shine + tint / (1 + (far / 2.5) ** 2) * np.maximum(dot(unit(to + view), normals), 0) ** 40
-    colour = albedo * light + 0.3 * gloss[p] * shine
-    colour = 1 - np.exp(-colour * (look.uniform(0.45, 0.6) / colour.mean()))
-    colour = colour.reshape(height, 2, width, 2, 3).mean((1, 3)) ** (1 / 2.2)
-    colour += noise.uniform(0.002, 0.008) * noise.standard_normal(colour.shape)
-    return (255 * np.clip(colour, 0, 1) + 0.5).astype(np.uint8)
-
-
-def salient(instance, semseg, depth):
-    """The instance that a viewer looks at first, uint8 {0, 1} (H, W); the rule is our choice, see render_room."""
-    def score(i):
-        y, x = np.nonzero(instance == i)
-        off = (y.mean() / instance.shape[0] - 0.5) ** 2 + (x.mean() / instance.shape[1] - 0.5) ** 2
-        bonus = 2 if TOY_CLASSES[semseg[y[0], x[0]]] == "figure" else 1
-        return bonus * math.sqrt(len(x)) * math.exp(-6 * off) / depth[y, x].mean()
-    ids, pixels = np.unique(instance[semseg >= TOY_CLASSES.index("table")], return_counts=True)
-    return (instance == max(ids[pixels > 0.01 * instance.size], key=score, default=255)).astype(np.uint8)
-
-
-def render_room(seed, height, width):
-    """One room. seed (int or ints) fixes the scene at any size; labels are of pixel centres, the image is smoothed.
-
-    image (H, W, 3) uint8; semseg (H, W), index into TOY_CLASSES; parsing (H, W), 1 head 2 torso 3 upper arm 4 lower arm
-    and hand 5 upper leg 6 lower leg and foot, all 255 if nobody is seen; boundary (H, W) {0, 1}, the last pixel before
-    another instance (every wall is one) to the right or below; depth (H, W) float32, metres along the optical axis;
-    normal (H, W, 3) float16 in camera axes, x right, y down, z forward, towards the camera: a floor has y about -1;
-    focal in pixels, the principal point is ((W - 1) / 2, (H - 1) / 2).
-    saliency (H, W) {0, 1}, by our rule: of the things that stand, the one with the largest sqrt(pixels)
-    * exp(-6 * squared distance to the middle, in image sides) / depth, doubled for figures; 1 % of the pixels at least.
-    """
-    geometry, look, noise = (np.random.Generator(np.random.PCG64(s)) for s in np.random.SeedSequence(seed).spawn(3))
-    with np.errstate(divide="ignore", invalid="ignore"):
-        solids, camera, room = furnish(geometry)
-        image = paint(solids, camera, room, height, width, look, noise)
-        depth, index = trace(solids, camera, height, width, np.float64)
-        _, normals, _ = surface(solids, camera, depth, index)
-    instance, semseg, parsing = (solids[key][index] for key in ("instance", "semseg", "part"))
-    parsing[:] = parsing if parsing.any() else 255
-    boundary = np.zeros((height, width), np.uint8)
-    boundary[:, :-1] |= instance[:, :-1] != instance[:, 1:]
-    boundary[:-1] |= instance[:-1] != instance[1:]
-    return {"image": image, "semseg": semseg, "parsing": parsing, "saliency": salient(instance, semseg, depth),
-            "boundary": boundary, "depth": depth.astype(np.float32),
-            "normal": (normals @ camera[1].T).astype(np.float16), "focal": camera[2] * width}
-
-
+# ------------------------------------------------------------------------------------- the toy rooms
 def read_toy(seed, height, width):
-    """Seed of a rendered room -> sample."""
-    return {name: array for name, array in render_room(seed, height, width).items() if name in FORMAT}
+    """Seed of a room -> sample, {array: (height, width, ...)}."""
+    room = render_room(seed, height, width)
+    return {name: array for name, array in room.items() if name in FORMAT}
 
 
-def make_toy(out, train=480, val=120, height=96, width=128, seed=0):
-    """Render the toy data set into the file `out`; a room's seed is [seed, split, index], so the splits never meet."""
-    if min(train, val, height, width, seed + 1) < 1:
-        raise PrepError("train, val, height and width must be 1 or more, seed 0 or more")
-    splits = {split: {f"{split}_{i:04d}": [seed, number, i] for i in range(count)}
-              for number, (split, count) in enumerate((("train", train), ("val", val)))}
-    write_h5(out, "toy", splits, partial(read_toy, height=height, width=width), (height, width), TOY_CLASSES)
+def make_toy(out, **numbers):
+    """Render the toy data set into the file `out`; numbers: those of TOY that are to differ.
+
+    A room's seed is [seed, split, index], so the splits never meet.
+    """
+    numbers = {**TOY, **numbers}
+    limits = {"train": (1, 10**6), "val": (1, 10**6), "height": (1, 4096), "width": (1, 4096),
+              "seed": (0, 2**63)}
+    for name, (low, high) in limits.items():
+        if not low <= numbers[name] <= high:
+            raise PrepError(f"{name} must be {low} to {high}, not {numbers[name]}")
+    size = numbers["height"], numbers["width"]
+    splits = {split: {f"{split}_{i:04d}": [numbers["seed"], k, i] for i in range(numbers[split])}
+              for k, split in enumerate(("train", "val"))}
+    write_h5(out, "toy", splits, partial(read_toy, height=size[0], width=size[1]), size)
 
 
-# ----------------------------------------------------------------------------------------------------------- the writer
+# --------------------------------------------------------------------------------------- the writer
+def checksum(arrays):
+    """{name: one image's array} -> CRC-32 of them all, in the order of their names."""
+    crc = 0
+    for name in sorted(arrays):
+        crc = zlib.crc32(arrays[name], crc)
+    return crc
+
+
 def prepare(item, read, size):
-    """In a worker: (id, source) -> (h, w), {array: padded to `size`}, {task: how often each value 0..255 occurs}.
+    """In a worker: (id, source) -> {array: padded to `size`}, {task: how often each value occurs}.
 
     In depth and normals 255 counts the missing pixels and 0 the valid ones.
     """
-    sample, padded, counts = read(item[1]), {}, {}
+    name, source = item
+    sample, padded, counts = read(source), {}, {}
     height, width = sample["image"].shape[:2]
     if height > size[0] or width > size[1]:
-        raise PrepError(f"image {item[0]} is {height} x {width}, larger than the file's {size[0]} x {size[1]}")
-    for name, array in sample.items():
-        dtype, tail, ignored, _ = FORMAT[name]
-        padded[name] = np.full((*size, *tail), ignored, dtype)
-        padded[name][:height, :width] = array
-        if name != "image":
-            values = array if ignored else np.where(array.reshape(height, width, -1).any(2), 0, 255)
-            counts[name] = np.bincount(values.ravel(), minlength=256)
-    return (height, width), padded, counts
+        raise PrepError(f"image {name} is {height} x {width}, larger than the file's "
+                        f"{size[0]} x {size[1]}")
+    for task, array in sample.items():
+        dtype, tail, ignored, _ = FORMAT[task]
+        padded[task] = np.full((*size, *tail), ignored, dtype)
+        padded[task][:height, :width] = array
+        values = padded[task][:height, :width]
+        if not ignored:
+            values = np.where(values.reshape(height, width, -1).any(2), 0, 255)
+        if task != "image":
+            counts[task] = np.bincount(values.ravel(), minlength=256)
+    padded["size"] = np.array([height, width], np.int32)
+    padded["crc32"] = np.uint32(checksum({"id": name.encode(), **padded}))
+    return padded, counts
 
 
 def in_order(pool, function, items, ahead):
-    """map(function, items) in the pool, in order, with at most `ahead` results waiting, so that memory stays flat."""
+    """map(function, items) in the pool, in order, with at most `ahead` results waiting, so that memory
+    stays flat."""
     waiting = deque()
     for item in items:
         waiting.append(pool.submit(function, item))
@@ -664,82 +478,74 @@ def in_order(pool, function, items, ahead):
         yield waiting.popleft().result()
 
 
-def write_split(group, results, ids, sink):
-    """The samples of one split, as prepare() gives them, into the HDF5 `group` of the file `sink`, with progress.
+def progress(items, count, what):
+    """The items; on the way prints how many of `count` are done, how fast, and the time left."""
+    start = spoken = time.monotonic()
+    live = sys.stdout.isatty()
+    for done, item in enumerate(items, 1):
+        yield item
+        now = time.monotonic()
+        if done == count or now > spoken + (0.5 if live else 20):
+            spoken, rate = now, done / max(now - start, 1e-9)
+            print(f"{what} {done}/{count}, {rate:.1f}/s, {(count - done) / rate:.0f} s left    ",
+                  end="\r" if live and done < count else "\n", flush=True)
 
-    -> {task: (sum of the counts (256,), which samples have the label at all (N,))}
+
+def write_split(group, results, ids, sink):
+    """The samples of one split, as prepare() gives them, into the HDF5 `group` of the file `sink`.
+
+    -> {task: (sum of the counts (256,), which images have the label at all (N,))}
     """
     group.create_dataset("id", data=ids, dtype=h5py.string_dtype())
-    group.create_dataset("size", (len(ids), 2), "int32")
-    totals, start, spoken, live = {}, time.time(), time.time(), sys.stdout.isatty()
-    for i, (extent, sample, counts) in enumerate(results):
-        group["size"][i] = extent
+    totals = {}
+    for i, (sample, counts) in enumerate(progress(results, len(ids), group.name[1:])):
         for name, array in sample.items():
             if i == 0:
-                how = "lzf" if (group.file.attrs["dataset"], name) == ("pascal", "normal") else FORMAT[name][3]
-                chunks = (1, *array.shape) if how else None
-                group.create_dataset(name, (len(ids), *array.shape), array.dtype, chunks=chunks, compression=how)
+                how = FORMAT[name][3] if name in FORMAT else None
+                if name == "normal" and group.file.attrs["dataset"] == "pascal":
+                    how = "lzf"
+                group.create_dataset(name, (len(ids), *array.shape), array.dtype, compression=how,
+                                     chunks=(1, *array.shape) if how else None)
             group[name][i] = array
         for task, values in counts.items():
-            total, labelled = totals.setdefault(task, (np.zeros(256, int), np.zeros(len(ids), bool)))
+            total, labelled = totals.setdefault(
+                task, (np.zeros(256, int), np.zeros(len(ids), bool)))
             total += values
             labelled[i] = values[:255].any()
         sink.check()
-        if i + 1 == len(ids) or time.time() > spoken + (0.5 if live else 20):
-            spoken = time.time()
-            rate = (i + 1) / max(spoken - start, 1e-9)
-            print(f"{group.name[1:]} {i + 1}/{len(ids)}, {rate:.1f}/s, {(len(ids) - i - 1) / rate:.0f} s left    ",
-                  end="\r" if live and i + 1 < len(ids) else "\n", flush=True)
     return totals
 
 
 def summarise(split, totals, classes):
-    """Print images with the label, share of valid pixels, and classes present, of every task of a split."""
+    """Print images with the label, share of valid pixels, and classes present, per task."""
     for task, (total, labelled) in totals.items():
         names = classes.get(task, [])
         absent = [name for name, count in zip(names, total) if not count]
-        print(f"{split:5} {task:8}{labelled.sum():6} images, {100 * total[:255].sum() / total.sum():5.1f} % valid"
-              + f", {len(names) - len(absent)} of {len(names)} classes" * bool(names)
-              + f", not {', '.join(absent)}" * bool(absent))
+        line = (f"{split:5} {task:8}{labelled.sum():6} images, "
+                f"{100 * total[:255].sum() / total.sum():5.1f} % valid")
+        if names:
+            line += f", {len(names) - len(absent)} of {len(names)} classes"
+        if absent:
+            line += f", not {', '.join(absent)}"
+        print(line)
 
 
-def draw(task, array):
-    """One array of the file -> uint8 (h, w, 3) picture: classes in fixed colours, depth bright where near."""
-    if task == "image":
-        return array
-    if task == "normal":
-        return np.where(array.any(2, keepdims=True), 127.5 * array.astype(np.float32) + 127.5, 48).astype(np.uint8)
-    if task == "depth":
-        grey = 255 - 215 * array / max(array.max(), 1e-9)
-        return np.dstack([np.where(array > 0, grey, lack) for lack in (48, 0, 0)]).astype(np.uint8)
-    colours = np.random.default_rng(3).integers(64, 256, (256, 3))
-    colours[255] = 48
-    colours[0] = 208  # most often the background
-    return colours[array].astype(np.uint8)
-
-
-def preview(file, totals, wide=240):
-    """Four samples of the HDF5 `file`, two a split, if possible with every label -> picture, `wide` pixels a column."""
-    tasks, tiles = ["image", *totals["train"]], []
-    for split in totals:
-        full = np.all([labelled for _, labelled in totals[split].values()], axis=0)
+def preview(file, totals, classes):
+    """Two images per split of the HDF5 `file`, if possible with every label -> PIL picture."""
+    rows, captions = [], []
+    for split, tasks in totals.items():
+        full = np.all([labelled for _, labelled in tasks.values()], axis=0)
         usable = np.flatnonzero(full if full.any() else ~full)
         for i in sorted({usable[0], usable[len(usable) // 2]}):
-            tiles.append((split, i, file[split]["id"].asstr()[i]))
-    high = wide * file["train/image"].shape[1] // file["train/image"].shape[2]
-    sheet = Image.new("RGB", ((wide + 4) * len(tasks), (high + 22) * len(tiles)), "white")
-    pen, font = ImageDraw.Draw(sheet), ImageFont.load_default(14)
-    for row, (split, i, name) in enumerate(tiles):
-        for column, task in enumerate(tasks):
-            corner = column * (wide + 4), row * (high + 22)
-            pen.text((corner[0] + 2, corner[1] + 1), f"{split}, {name}" if task == "image" else task, "black", font)
-            tile = Image.fromarray(draw(task, file[split][task][i]))
-            sheet.paste(tile.resize((wide, high), Image.Resampling.BOX), (corner[0], corner[1] + 20))
-    return sheet
+            group = file[split]
+            rows.append([colourise(task, group[task][i]) for task in ("image", *tasks)])
+            captions.append([f"{split}, {group['id'].asstr()[i]}", *tasks])
+    return panel(rows, captions, classes)
 
 
 class Sink(io.FileIO):
-    """A file for HDF5, which crashes where a write fails (disk full) or is interrupted: only `failure` tells of it."""
+    """A file for HDF5, which crashes where a write fails (disk full) or is interrupted: only `failure`
+    tells of it."""
     failure = None
 
     def write(self, data):
@@ -767,46 +573,49 @@ class Sink(io.FileIO):
 
 
 def follow_parent():
-    """A worker leaves Ctrl-C, which reaches the whole process group, to its parent, and ends when the parent does."""
+    """A worker leaves Ctrl-C, which reaches the whole process group, to its parent, and ends when the
+    parent does."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
-def write_h5(out, dataset, splits, read, size, semseg):
-    """read(source) for each of {split: {id: source}}, in worker processes, into the file `out` and its preview.
-
-    size: (H, W) to pad to; semseg: its class names. Both files take their places when they are whole, not before.
-    """
+def write_h5(out, dataset, splits, read, size):
+    """read(source) for each of {split: {id: source}}, in worker processes, padded to size (H, W), into
+    the file `out` and its preview. Both take their places when they are whole, not before."""
     out = Path(out).resolve()
     if out.exists() and not out.is_file():
         raise PrepError(f"{out} is there and is not a file")
     part, picture = (out.with_name(f".{out.name}.{os.getpid()}.{kind}") for kind in ("part", "png"))
-    start, jobs, context = time.time(), min(os.cpu_count(), 8), "fork" if sys.platform == "linux" else None
-    classes = {"semseg": semseg, "parsing": list(PARTS), "saliency": ["background", "salient"],
-               "boundary": ["background", "boundary"]}
+    start, jobs = time.monotonic(), min(os.cpu_count(), 8)
+    context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
     out.parent.mkdir(parents=True, exist_ok=True)
     sink = Sink(part, "w+")
-    handlers = {number: signal.signal(number, sink.stop) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, sink.stop)
+                for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with (ProcessPoolExecutor(jobs, multiprocessing.get_context(context), follow_parent) as pool,
-              sink, h5py.File(sink, "w") as file):
-            file.attrs.update(dataset=dataset, format=1)
+        with (ProcessPoolExecutor(jobs, context, follow_parent) as pool, sink,
+              h5py.File(sink, "w") as file):
             totals = {}
+            file.attrs.update(dataset=dataset, format=2)
             for split, sources in splits.items():
-                results = in_order(pool, partial(prepare, read=read, size=size), sources.items(), 2 * jobs)
+                job = partial(prepare, read=read, size=size)
+                results = in_order(pool, job, sources.items(), 2 * jobs)
                 totals[split] = write_split(file.create_group(split), results, list(sources), sink)
-            for task in totals["train"].keys() & classes:
-                file.attrs.create(f"{task}_classes", classes[task], dtype=h5py.string_dtype())
-            preview(file, totals).save(picture)
+            classes = {"semseg": SEMSEG[dataset], "parsing": list(PARTS),
+                       "saliency": ["background", "salient"], "boundary": ["background", "boundary"]}
+            classes = {task: classes[task] for task in totals["train"] if task in classes}
+            for task, names in classes.items():
+                file.attrs.create(f"{task}_classes", names, dtype=h5py.string_dtype())
+            preview(file, totals, classes).save(picture)
         for split in splits:
             summarise(split, totals[split], classes)
         sink.check()
         os.replace(part, out)
         os.replace(picture, f"{out}.preview.png")
-        print(f"{out} and {out.name}.preview.png: {time.time() - start:.0f} s")
-    except BrokenProcessPool as error:
+        print(f"{out} and {out.name}.preview.png: {time.monotonic() - start:.0f} s")
+    except (BrokenProcessPool, MemoryError) as error:
         raise PrepError("a worker process was killed: is the memory full?") from error
     finally:
         for leftover in (part, picture):
@@ -815,42 +624,94 @@ def write_h5(out, dataset, splits, read, size, semseg):
             signal.signal(number, handler)
 
 
-# --------------------------------------------------------------------------------------------------------- command line
+def is_whole(group, i):
+    """Whether image `i` of the HDF5 `group` reads, and is what was written."""
+    try:
+        arrays = {name: array[i] for name, array in group.items()}
+        return arrays.pop("crc32") == checksum(arrays)
+    except Exception:  # damage shows in many ways
+        return False
+
+
+def check(path):
+    """Read a data file through and print which images are damaged; PrepError if there is one."""
+    damaged, count = [], 0
+    with reading(path) as opened, h5py.File(opened.name) as file:
+        for split in ("train", "val"):
+            group = file[split]
+            if "crc32" not in group:
+                raise ValueError("it carries no checksums (format 1, or not made by data_prep.py)")
+            ids = group["id"].asstr()[:]
+            if {len(array) for array in group.values()} != {len(ids)}:
+                raise ValueError(f"the arrays of {split} differ in length")
+            damaged += [f"{split} {name}" for i, name in enumerate(progress(ids, len(ids), split))
+                        if not is_whole(group, i)]
+            count += len(ids)
+    for name in damaged:
+        print(f"damaged: {name}")
+    if damaged:
+        raise PrepError(f"{path}: {len(damaged)} of {count} images are damaged, the first is "
+                        f"{damaged[0]}; convert again")
+    print(f"{path}: all {count} images are whole")
+
+
+# ------------------------------------------------------------------------------------- command line
 def convert(dataset, raw, out):
     """nyud or pascal, found in `raw` or in a package's folder in it, -> the file `out`."""
-    names, lists, _ = PACKAGES[dataset]
-    size = (425, 560) if dataset == "nyud" else (512, 512)
-    for root in (raw, *(raw / name for name in names)):
-        if (root / lists).is_dir():
-            read = read_nyud if dataset == "nyud" else read_pascal
-            return write_h5(out, dataset, open_package(root, dataset), read, size, SEMSEG[dataset])
-        if dataset == "nyud" and (root / RAW_MAT).exists():
+    package = PACKAGES[dataset]
+    for root in (raw, *(raw / name for name in package["roots"])):
+        if (root / package["lists"]).is_dir():
+            splits, read = open_package(root, dataset), read_nyud if dataset == "nyud" else read_pascal
+        elif dataset == "nyud" and (root / RAW_MAT).exists():
             splits, mapping = open_raw(root)
-            return write_h5(out, dataset, splits, partial(read_raw, root=root, mapping=mapping), size, SEMSEG[dataset])
-    raise PrepError(f"{raw}: {'no layout known here' if raw.exists() else 'no such folder'}; get {LINKS[dataset]}")
+            read = partial(read_raw, root=root, mapping=mapping)
+        else:
+            continue
+        return write_h5(out, dataset, splits, read, package["size"])
+    what = "no layout known here" if raw.exists() else "no such folder"
+    raise PrepError(f"{raw}: {what}; get {LINKS[dataset]}")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message):
+        self.exit(2, f"data_prep.py: {message}; see python data_prep.py --help\n")
+
+
+def parse_arguments(argv):
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    jobs = parser.add_subparsers(dest="job", required=True)
+    for name in ("toy", "nyud", "pascal"):
+        job = jobs.add_parser(name)
+        job.add_argument("--raw", type=Path, default=Path("data/raw"), metavar="DIR",
+                         help="where the downloads lie; toy needs none (default %(default)s)")
+        job.add_argument("--out", type=Path, default=Path(f"data/{name}.h5"), metavar="FILE",
+                         help="default %(default)s")
+    for name, default in TOY.items():
+        jobs.choices["toy"].add_argument(f"--{name}", type=int, default=default, metavar="N",
+                                         help="default %(default)s")
+    jobs.add_parser("check").add_argument("file", type=Path)
+    return parser.parse_args(argv)
 
 
 def main(argv=None):
     """The command line -> exit status: 0, or 2 after one line on stderr."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"data_prep.py: {message}; see python data_prep.py --help\n")
-    parser.add_argument("dataset", choices=("toy", "nyud", "pascal"))
-    parser.add_argument("--raw", type=Path, default=Path("data/raw"), metavar="DIR", help="default %(default)s")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="default data/<dataset>.h5")
-    for name, default in {"train": 480, "val": 120, "height": 96, "width": 128, "seed": 0}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, metavar="N", help=f"toy only (default {default})")
-    args = parser.parse_args(argv)
-    out = args.out or Path("data") / f"{args.dataset}.h5"
+    args = parse_arguments(argv)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not be in its encoding
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        if args.dataset == "toy":
-            make_toy(out, args.train, args.val, args.height, args.width, args.seed)
+        if args.job == "check":
+            check(args.file)
+        elif args.job == "toy":
+            make_toy(args.out, **{name: getattr(args, name) for name in TOY})
         else:
-            convert(args.dataset, args.raw, out)
+            convert(args.job, args.raw, args.out)
         return 0
     except (PrepError, OSError, KeyboardInterrupt) as error:
-        what = f"cannot write {out}: {error}" if isinstance(error, OSError) else str(error) or "interrupted"
-        print(f"data_prep.py: {what}; {out} is as it was before", file=sys.stderr)
+        what = str(error) or "interrupted"
+        if args.job != "check":
+            what = f"cannot write {args.out}: {what}" if isinstance(error, OSError) else what
+            what += f"; {args.out} is as it was before"
+        print(f"data_prep.py: {' '.join(what.split())}", file=sys.stderr)
         return 2
     finally:
         signal.signal(signal.SIGTERM, before)
