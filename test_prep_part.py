@@ -1,0 +1,700 @@
+# SPDX-License-Identifier: MIT
+"""data_prep.py and its leaves on miniature folders in the official layouts."""
+import io
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from functools import partial
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+from scipy.io import loadmat, savemat
+from skimage import morphology
+
+import data_prep
+from extras import datafile, rooms
+from extras.normals import normals_from_depth
+
+KINECT = 518.8579, 519.4696, 325.5824, 253.7362
+
+
+# --------------------------------------------------------------------------------- plain references
+def thin_laplacian(labels):
+    """The boundary label by SciPy and scikit-image: mirror repeats no border pixel."""
+    return morphology.thin(ndimage.laplace(labels.astype(int), mode="mirror") != 0)
+
+
+def check_normals(stored, decoded, valid):
+    """Unit vectors along `decoded` where `valid`, exactly 0 elsewhere."""
+    assert stored.dtype == np.float16
+    assert not stored[~valid].any()
+    unit = decoded[valid] / np.linalg.norm(decoded[valid], axis=1, keepdims=True)
+    assert np.abs(stored[valid].astype(float) - unit).max(initial=0) < 1e-3
+
+
+def of_8_bits(raw):
+    """-> vectors, which of them are there."""
+    vectors = raw.astype(int) * 2 / 255 - 1
+    return vectors, (vectors ** 2).sum(-1) > 0.25
+
+
+def check_padding(group, i):
+    """Nothing but the ignored value below and right of the sample; -> its (h, w) part of each array."""
+    h, w = group["size"][i]
+    arrays = {name: group[name][i] for name in group.keys() - {"id", "size", "crc32"}}
+    for name, a in arrays.items():
+        ignored = 0 if name in ("image", "depth", "normal") else 255
+        assert (a[h:] == ignored).all() and (a[:, w:] == ignored).all(), name
+    return {name: a[:h, :w] for name, a in arrays.items()}
+
+
+def save(path, array=None, mode=None, **variables):
+    """Array to path, whatever its extension; .mat takes the variables as keywords."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".npy":
+        np.save(path, array)
+    elif path.suffix == ".mat":
+        savemat(path, variables, do_compression=True)
+    elif path.suffix == ".txt":
+        path.write_bytes(array.encode())
+    else:
+        options = {"quality": 95} if path.suffix == ".jpg" else {}
+        Image.fromarray(array, mode).save(path, **options)
+
+
+def prep(*args):
+    return data_prep.main([str(a) for a in args])
+
+
+def fails(capfd, *args):
+    """The run ends with status 2 and one line on stderr; -> that line."""
+    assert prep(*args) == 2
+    err = capfd.readouterr().err
+    assert len(err.splitlines()) == 1 and "Traceback" not in err, err
+    return err
+
+
+def old_file(folder):
+    """A data file of before, beside another file."""
+    save(folder / "out/o.txt", "")
+    (folder / "out/o.h5").write_text("the old one")
+    return folder / "out/o.h5"
+
+
+def untouched(out):
+    return out.read_text() == "the old one" and len(list(out.parent.iterdir())) == 2
+
+
+# ----------------------------------------------------------------------------------- NYUD, packaged
+VARIANTS = {
+    kind: dict(zip(("images", "segmentation", "depth", "normals", "edge"), ends.split(" ")))
+    for kind, ends in {"astmt": "jpg mat mat jpg png", "mti": "jpg png npy npy npy",
+                       "invpt": "png png npy png png"}.items()}
+
+
+def write_nyud(root, kind="invpt", ids=("a1", "b2", "c3", "d4"), size=(37, 53), seed=0):
+    """-> {id: the arrays as they were meant}."""
+    rng, truth, ends = np.random.default_rng(seed), {}, VARIANTS[kind]
+    for n, name in enumerate(ids):
+        h, w = size[0] + 2 * n, size[1] - n
+        t = {"images": rng.integers(0, 256, (h, w, 3), np.uint8),
+             "segmentation": rng.integers(0, 41, (h, w), np.uint8),
+             "depth": rng.uniform(.5, 9, (h, w)).astype(np.float32),
+             "edge": (rng.random((h, w)) < .2).astype(np.uint8)}
+        t["segmentation"][:2, :3] = 255
+        t["depth"][0, :4] = 0, -1, np.nan, np.inf
+        v = rng.normal(size=(h, w, 3))
+        v /= np.linalg.norm(v, axis=-1, keepdims=True)
+        v[h // 2:, w // 2:] = 0
+        eight_bits = np.floor((v + 1) * 127.5).astype(np.uint8)
+        t["normals"] = v.astype(np.float32) if ends["normals"] == "npy" else eight_bits
+        for folder, a in t.items():
+            stored = a * np.uint8(255) if (folder, ends[folder]) == ("edge", "png") else a
+            save(root / f"{folder}/{name}.{ends[folder]}", stored, **{folder: a}
+                 if ends[folder] == "mat" else {})
+        truth[name] = t
+    save(root / "gt_sets/train.txt", "".join(f"{n}\n" for n in ids[:-1]))
+    save(root / "gt_sets/val.txt", f"{ids[-1]}\n")
+    return truth
+
+
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_nyud_packaged(tmp_path, kind, capfd):
+    root = tmp_path / ("NYUDv2" if kind == "invpt" else "NYUD_MT")
+    truth = write_nyud(root, kind)
+    assert prep("nyud", "--raw", tmp_path if kind == "mti" else root,
+                "--out", tmp_path / "o/n.h5") == 0
+    with h5py.File(tmp_path / "o/n.h5") as file:
+        assert file.attrs["dataset"] == "nyud" and file.attrs["format"] == 2
+        assert file["train/semseg"].compression and not file["train/normal"].compression
+        names = list(file.attrs["semseg_classes"])
+        assert len(names) == 40 and (names[0], names[39]) == ("wall", "otherprop")
+        assert names[19] == "floor mat"
+        assert list(file.attrs["boundary_classes"]) == ["background", "boundary"]
+        assert [*file["train/id"].asstr()] == ["a1", "b2", "c3"]
+        assert [*file["val/id"].asstr()] == ["d4"]
+        assert {k: (v.shape, v.dtype.name) for k, v in file["train"].items() if k != "id"} == {
+            "image": ((3, 425, 560, 3), "uint8"), "semseg": ((3, 425, 560), "uint8"),
+            "size": ((3, 2), "int32"), "depth": ((3, 425, 560), "float32"),
+            "boundary": ((3, 425, 560), "uint8"), "normal": ((3, 425, 560, 3), "float16"),
+            "crc32": ((3,), "uint32")}
+        for i, (name, t) in enumerate(truth.items()):
+            got = check_padding(file["train" if i < 3 else "val"], i % 3)
+            image = np.asarray(Image.open(root / f"images/{name}.{VARIANTS[kind]['images']}"))
+            assert (got["image"] == image).all() and image.shape == t["images"].shape
+            for y, x in np.ndindex(t["segmentation"].shape):
+                label, d = int(t["segmentation"][y, x]), t["depth"][y, x]
+                assert got["semseg"][y, x] == (255 if label in (0, 255) else label - 1)
+                assert got["depth"][y, x] == (d if 0 < d < 1e9 else 0)
+                assert got["boundary"][y, x] == t["edge"][y, x]
+            if VARIANTS[kind]["normals"] == "npy":
+                raw = t["normals"].astype(float)
+                check_normals(got["normal"], raw, raw.any(-1))
+            else:
+                raw = np.asarray(Image.open(root / f"normals/{name}.{VARIANTS[kind]['normals']}"))
+                check_normals(got["normal"], *of_8_bits(raw))
+                assert not got["normal"][-1, -1].any()
+    out = " ".join(capfd.readouterr().out.split())
+    assert "train semseg 3 images" in out and "40 of 40 classes" in out and "/s, 0 s left" in out
+    with Image.open(tmp_path / "o/n.h5.preview.png") as picture:
+        assert picture.size[0] > 1000 and len(np.unique(np.asarray(picture))) > 50
+    assert sorted(p.name for p in (tmp_path / "o").iterdir()) == ["n.h5", "n.h5.preview.png"]
+
+
+def test_id_lists(tmp_path, capfd):
+    write_nyud(tmp_path)
+    for text in ("a1\r\n\r\nb2\r\nc3", "\ufeffa1\n\n  b2 \n\nc3\n\n"):
+        save(tmp_path / "gt_sets/train.txt", text)
+        assert prep("nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5") == 0
+        with h5py.File(tmp_path / "n.h5") as file:
+            assert [*file["train/id"].asstr()] == ["a1", "b2", "c3"]
+    capfd.readouterr()
+    for text, word in (("a1\nb2\na1\n", "lists a1 twice"), ("\n\n", "lists no image")):
+        save(tmp_path / "gt_sets/train.txt", text)
+        line = fails(capfd, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+        assert "train.txt" in line and word in line
+
+
+@pytest.mark.parametrize("quality", [75, 85, 95])
+def test_missing_normals_survive_jpeg(tmp_path, quality):
+    """Grey holes stay missing, but for a few pixels at their edges, and hardly a good normal goes."""
+    for seed in range(3):
+        normals = rooms.render_room(seed, 210, 280)["normal"].astype(float)
+        noise = np.random.default_rng(seed).normal(size=normals.shape[:2])
+        missing = ndimage.gaussian_filter(noise, 8) > 0.02
+        missing[:12] = missing[:, :10] = True  # as at a sensor's rim
+        picture = np.floor((normals + 1) * 127.5).astype(np.uint8)
+        picture[missing] = 127 + seed % 2
+        Image.fromarray(picture).save(tmp_path / "n.jpg", quality=quality)
+        raw = np.asarray(Image.open(tmp_path / "n.jpg"))
+        valid = data_prep.as_normals(raw).any(-1)
+        assert np.mean(np.linalg.norm(raw[missing] / 127.5 - 1, axis=-1) > 0.01) > 0.8
+        assert valid[missing].mean() < 0.02 and valid[~missing].mean() > 0.99
+        assert not valid[ndimage.binary_erosion(missing, iterations=8, border_value=1)].any()
+
+
+# --------------------------------------------------------------------------------------- NYUD, raw
+def write_raw(root, zipped=None):
+    """4 frames with MATLAB's axes -> images, depths, labels, instances, mapping, normals."""
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (4, 480, 640, 3), np.uint8)
+    depths = rng.uniform(1, 5, (4, 480, 640)).astype(np.float32)
+    depths[0, 100:110, 200:220] = 0
+    labels = rng.integers(0, 895, (4, 8, 8), np.uint16).repeat(60, 1).repeat(80, 2)
+    instances = rng.integers(1, 3, (4, 24, 16), np.uint8).repeat(20, 1).repeat(40, 2)
+    labels[:, 180:240, 160:240] = 0
+    labels[:, 240:300, 320:400], labels[:, 240:300, 400:480] = 100, 101  # equal sums with
+    instances[:, 240:300, 320:400], instances[:, 240:300, 400:480] = 2, 1  # their instances
+    root.mkdir(parents=True, exist_ok=True)
+    with h5py.File(root / "nyu_depth_v2_labeled.mat", "w", userblock_size=512) as file:
+        file["images"], file["depths"] = images.transpose(0, 3, 2, 1), depths.transpose(0, 2, 1)
+        file["labels"] = labels.transpose(0, 2, 1)
+        file["instances"] = instances.transpose(0, 2, 1)
+    mapping = rng.integers(1, 41, (1, 894), np.uint8)
+    names = np.array([[f"class {i}" for i in range(40)]], object)
+    savemat(root / "classMapping40.mat", {"mapClass": mapping, "className": names})
+    savemat(root / "splits.mat", {"trainNdxs": np.uint16([[2], [4]]),
+                                  "testNdxs": np.uint16([[1], [3]])})
+    normals = rng.integers(0, 256, (4, 480, 640, 3), np.uint8)
+    normals[:, 60:70, 80:90] = 127
+    if zipped:
+        with zipfile.ZipFile(root / "nyu_normals_gt.zip", "w") as archive:
+            for n in range(4):
+                mask = np.uint8(255) * (np.arange(640) > 300 + n)[None].repeat(480, 0)
+                for name, a in ((f"{'train' if n % 2 else 'test'}/{n + 1:05d}.png", normals[n]),
+                                (f"masks/{n:04d}.png", mask)):
+                    data = io.BytesIO()
+                    Image.fromarray(a).save(data, "PNG")
+                    archive.writestr(f"nyu_normals_gt/{name}", data.getvalue())
+    return images, depths, labels, instances, mapping[0], normals
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_nyud_raw(tmp_path, zipped, capfd):
+    images, depths, labels, instances, mapping, normals = write_raw(tmp_path, zipped)
+    assert prep("nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5") == 0
+    assert ("fitted to depth" in capfd.readouterr().out) != zipped
+    top, left = 45, 40  # rows 46..470 and columns 41..600, counted from 1
+    with h5py.File(tmp_path / "n.h5") as file:
+        assert [*file["train/id"].asstr(), *file["val/id"].asstr()] == [
+            "0002", "0004", "0001", "0003"]
+        for split, i, n in (("train", 0, 1), ("train", 1, 3), ("val", 0, 0), ("val", 1, 2)):
+            got = check_padding(file[split], i)
+            window = np.s_[n, top:top + 425, left:left + 560]
+            assert tuple(file[split]["size"][i]) == (425, 560)
+            assert (got["image"] == images[window]).all()
+            assert (got["depth"] == depths[window]).all()
+            lab, inst = labels[window].astype(int), instances[window].astype(int)
+            change = np.zeros((425, 560), bool)
+            for y, x in np.ndindex(425, 560):
+                l, k = lab[y, x], inst[y, x]
+                if got["semseg"][y, x] != (mapping[l - 1] - 1 if l else 255):
+                    raise AssertionError((n, y, x))
+                change[y, x] = (y < 424 and (lab[y + 1, x], inst[y + 1, x]) != (l, k)) or (
+                    x < 559 and (lab[y, x + 1], inst[y, x + 1]) != (l, k))
+            assert (got["boundary"] == morphology.thin(change)).all()
+            if zipped:
+                vectors, valid = of_8_bits(normals[window])
+                seen = np.arange(left, left + 560) > 300 + n
+                check_normals(got["normal"], vectors, valid & seen)
+            else:
+                assert ((got["normal"] ** 2).sum(-1) > .9).mean() > .99
+                assert (got["normal"][depths[window] == 0] == 0).all()
+
+
+def rays():
+    """(480, 640, 3) viewing rays of the Kinect with z = 1."""
+    fx, fy, cx, cy = KINECT
+    y, x = np.mgrid[:480, :640]
+    return np.dstack([(x - cx) / fx, (y - cy) / fy, np.ones((480, 640))])
+
+
+def fitted(depth):
+    return data_prep.as_normals(normals_from_depth(depth.astype(np.float32), KINECT)).astype(float)
+
+
+def degrees(a, b):
+    return np.degrees(2 * np.arctan2(np.linalg.norm(a - b, axis=-1),
+                                     np.linalg.norm(a + b, axis=-1)))
+
+
+@pytest.mark.parametrize("normal, offset", [((0, 0, -1), 2), ((0, -1, -.2), 1.5),
+                                            ((.6, -.3, -.7), 2), ((-.9, .1, -.3), 3)])
+def test_normals_of_planes(normal, offset):
+    n = np.array(normal) / np.linalg.norm(normal)
+    depth = -offset / (rays() @ n)
+    seen = (depth > 0) & (depth < 12)
+    seen[200:220, 300:330] = False  # a hole
+    depth = np.where(seen, depth, 0)
+    got = fitted(depth)
+    assert (got[~seen] == 0).all() and degrees(got, n)[seen].mean() < .1
+    noisy = depth * (1 + .002 * np.random.default_rng(0).normal(size=depth.shape))
+    assert degrees(fitted(noisy), n)[seen].mean() < 4
+
+
+@pytest.mark.parametrize("centre, radius", [((0, 0, 2), .5), ((.3, -.2, 3), 1),
+                                            ((-.5, .2, 1.5), .3)])
+def test_normals_of_spheres_before_a_wall(centre, radius):
+    ray, c = rays(), np.array(centre)
+    a, b = (ray ** 2).sum(-1), ray @ c
+    root = b * b - a * (c @ c - radius ** 2)
+    hit = root > 0
+    depth = np.where(hit, (b - np.sqrt(np.maximum(root, 0))) / a, 6)
+    true = np.where(hit[..., None], (ray * depth[..., None] - c) / radius, [0, 0, -1])
+    error = degrees(fitted(depth), true)
+    inside = hit & (root > .15 * root.max())
+    assert error[inside].mean() < .5 and error[hit].mean() < 2
+    assert error[~hit].max() < .5  # right up to the edge of depth
+
+
+def test_normals_do_not_cross_a_crease():
+    floor, wall = 1.2 / np.maximum(rays()[..., 1], 1e-9), np.full((480, 640), 3.0)
+    true = np.where((floor < wall)[..., None], [0, -1, 0], [0, 0, -1])
+    assert degrees(fitted(np.minimum(floor, wall)), true).mean() < .3
+
+
+# ----------------------------------------------------------------------------------- PASCAL-Context
+GROUPS = {"head": 1, "hair": 1, "reye": 1, "neck": 2, "torso": 2, "luarm": 3, "rhand": 4,
+          "llarm": 4, "ruleg": 5, "lfoot": 6}
+VALID_170 = """3 4 6 9 10 11 13 15 17 18 22 23 29 30 33 34 36 37 38 39 41 43 46 49 50 51 53 55 56
+59 61 62 65 66 68 69 72 73 78 83 84 85 87 88 95 96 101 104 105 107 111 113 115 122 124 135 141 142
+143 146 150 154 157 158 159 165 172 174 181 183 184 191 193 195 197 199 202 213 215 216 219 220 223
+225 228 230 232 233 238 239 242 243 246 250 251 252 255 260 261 263 269 272 273 275 281 283 284 285
+286 287 288 290 291 292 293 295 304 307 309 310 314 315 319 323 329 330 331 336 342 345 349 350 351
+352 355 357 368 370 371 374 379 380 383 384 397 401 403 405 407 408 411 412 413 414 417 419 421 423
+427 429 430 432 440 441 442 443 444 446 454 457"""
+
+
+def struct(names, rows):
+    """MATLAB struct array (1, n)."""
+    out = np.zeros((1, len(rows)), dtype=[(name, "O") for name in names])
+    for i, row in enumerate(rows):
+        out[0, i] = row
+    return out if rows else np.zeros((0, 0))
+
+
+def write_people(path, objects, shape):
+    """human_parts of [(class_ind, [(part, mask)])]."""
+    things = struct(["class", "class_ind", "mask", "parts"], [
+        ("thing", number, np.ones(shape), struct(["part_name", "mask"], parts))
+        for number, parts in objects])
+    save(path, anno=struct(["imname", "objects"], [(path.stem, things)]))
+
+
+def write_pascal(root, seed=0):
+    """6 images; -> {id: the arrays as they were meant}. Objects: (class_ind, [(part, mask), ...])."""
+    rng, truth, every = np.random.default_rng(seed), {}, list(GROUPS)
+    sizes = (50, 37), (33, 50), (375, 500), (31, 47), (36, 29), (41, 26)
+    people = [[(15, every), (15, every[::-1])],  # two people, parts over parts
+              [(12, ["head", "torso"]), (15, [])],  # a dog with parts, a person without
+              [(7, []), (15, ["torso", "head"])],
+              [],
+              [(15, ["lfoot"])],  # one object, one part
+              [(15, ["empty"])]]  # a part of no pixel
+
+    def part(name, h, w):
+        mask, y, x = np.zeros((h, w), np.uint8), rng.integers(0, h - 9), rng.integers(0, w - 9)
+        mask[y:y + 9, x:x + 7] = name != "empty"
+        return "head" if name == "empty" else name, mask
+
+    for n, (h, w) in enumerate(sizes):
+        name, palette = f"2008_00000{n + 1}", n % 2
+        objects = [(kind, [part(p, h, w) for p in parts]) for kind, parts in people[n]]
+        labels = rng.integers(1, 460, (h // 5 + 1, w // 5 + 1)).repeat(5, 0).repeat(5, 1)[:h, :w]
+        if n == 4:  # neighbours that cancel out, also at the border
+            labels = rng.integers(1, 7, (h, w))
+        t = {"objects": objects, "semseg": rng.integers(0, 21, (h, w), np.uint8),
+             "LabelMap": labels, "normals": rng.integers(0, 256, (h, w, 3), np.uint8),
+             "sal": rng.integers(0, 256, (h, w), np.uint8)}
+        t["semseg"][:3], t["normals"][5:9, 5:20], t["sal"][0, :2] = 255, 127, (127, 128)
+        mode = ("RGB", "L", "RGB", "CMYK", "RGB", "RGB")[n]
+        pixels = rng.integers(0, 256, (h, w, len(mode)), np.uint8)
+        save(root / f"JPEGImages/{name}.jpg", pixels[..., 0] if mode == "L" else pixels, mode)
+        picture = Image.fromarray(t["semseg"], "P" if palette else "L")
+        if palette:
+            picture.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
+        for folder in ("VOC12", "pascal-context"):
+            (root / "semseg" / folder).mkdir(parents=True, exist_ok=True)
+        picture.save(root / f"semseg/{'pascal-context' if n == 2 else 'VOC12'}/{name}.png")
+        if n == 0:  # VOC12 goes first
+            save(root / f"semseg/pascal-context/{name}.png", np.zeros((h, w), np.uint8))
+        kind = (np.uint16, np.float64, np.uint16)[n % 3]
+        save(root / f"pascal-context/trainval/{name}.mat", LabelMap=labels.astype(kind))
+        write_people(root / f"human_parts/{name}.mat", objects, (h, w))
+        save(root / f"normals_distill/{name}.png", t["normals"])
+        save(root / f"sal_distill/{name}.png", t["sal"])
+        truth[name] = t
+    save(root / "ImageSets/Context/train.txt", "\n".join(list(truth)[:4]))
+    save(root / "ImageSets/Context/val.txt", "\n".join(list(truth)[4:]))
+    return truth
+
+
+def test_pascal(tmp_path, capfd):
+    root = tmp_path / "PASCALContext"
+    truth = write_pascal(root)
+    assert prep("pascal", "--raw", tmp_path, "--out", tmp_path / "p.h5") == 0
+    valid = set(map(int, VALID_170.split()))
+    assert len(valid) == 170
+    with h5py.File(tmp_path / "p.h5") as file:
+        assert file.attrs["dataset"] == "pascal" and len(file.attrs["semseg_classes"]) == 21
+        assert len(file.attrs["parsing_classes"]) == 7
+        assert list(file.attrs["saliency_classes"]) == ["background", "salient"]
+        assert file["train/normal"].compression == "lzf" and not file["train/image"].compression
+        for i, (name, t) in enumerate(truth.items()):
+            group = file["train" if i < 4 else "val"]
+            assert group["id"].asstr()[i % 4] == name and group["image"].shape[1:] == (512, 512, 3)
+            got, (h, w) = check_padding(group, i % 4), t["semseg"].shape
+            image = np.asarray(Image.open(root / f"JPEGImages/{name}.jpg").convert("RGB"))
+            assert (got["image"] == image).all() and image.shape == (h, w, 3)
+            assert (got["semseg"] == t["semseg"]).all()
+            assert (got["saliency"] == (t["sal"] / 255 > .5)).all()
+            assert (got["boundary"] == thin_laplacian(t["LabelMap"])).all()
+            parsing = np.zeros((h, w), np.uint8)
+            for kind, parts in t["objects"]:
+                for part, mask in parts if kind == 15 else []:
+                    for y, x in np.argwhere(mask):
+                        parsing[y, x] = GROUPS[part]
+            assert (got["parsing"] == (parsing if parsing.any() else 255)).all(), name
+            hold = np.array([[int(c) in valid for c in row] for row in t["LabelMap"]])
+            assert 0 < hold.mean() < 1
+            vectors, there = of_8_bits(t["normals"])
+            check_normals(got["normal"], vectors, hold & there)
+    assert "train parsing 2 images" in " ".join(capfd.readouterr().out.split())
+
+
+def test_every_part_has_its_group():
+    groups = [set(names.split()) for names in data_prep.PARTS.values()]
+    assert [len(g) for g in groups] == [0, 10, 2, 2, 4, 2, 4] and len(set().union(*groups)) == 24
+    assert all(data_prep.PART_GROUP[name] == group for name, group in GROUPS.items())
+
+
+# ---------------------------------------------------------------------------------------- bad input
+def broken(path, kind):
+    if kind == "gone":
+        path.unlink()
+    elif kind == "web page":
+        path.write_text("\n<!DOCTYPE html><html>404 Not Found</html>")
+    else:  # what we need of the class mapping stands in its first kilobyte
+        keep = 0 if kind == "empty" else 0.1 if path.name.startswith("class") else 0.6
+        path.write_bytes(path.read_bytes()[:int(path.stat().st_size * keep)])
+
+
+@pytest.mark.parametrize("kind", ["gone", "web page", "truncated", "empty"])
+def test_broken_files(tmp_path, capfd, kind):
+    write_nyud(tmp_path / "nyud")
+    write_pascal(tmp_path / "pascal")
+    out = old_file(tmp_path)
+    for name in ("nyud/images/b2.png", "nyud/segmentation/b2.png", "nyud/depth/b2.npy",
+                 "nyud/normals/b2.png", "pascal/JPEGImages/2008_000002.jpg",
+                 "pascal/human_parts/2008_000002.mat",
+                 "pascal/pascal-context/trainval/2008_000001.mat"):
+        path, dataset = tmp_path / name, name.split("/")[0]
+        good = path.read_bytes()
+        broken(path, kind)
+        line = fails(capfd, dataset, "--raw", tmp_path / dataset, "--out", out)
+        assert path.stem in line and str(Path(*Path(name).parent.parts[1:])) in line, line
+        if kind == "web page":
+            assert "web page" in line
+        if kind == "gone":
+            assert "1 missing" in line and "https://" in line and "unpacks to" in line
+        path.write_bytes(good)
+        assert untouched(out)
+
+
+def test_truncated_mat_is_never_half_read(tmp_path):
+    """Cut anywhere, a .mat either fails with its name or gives all it held."""
+    label = np.arange(900).reshape(30, 30) % 60
+    savemat(tmp_path / "m.mat", {"other": np.arange(50), "LabelMap": label.astype(np.uint16)})
+    whole, image = (tmp_path / "m.mat").read_bytes(), np.zeros((30, 30, 3))
+    for cut in range(0, len(whole), 37):
+        (tmp_path / "c.mat").write_bytes(whole[:cut])
+        try:
+            got = data_prep.load_label(tmp_path / "c.mat", image, lambda raw: raw, "LabelMap")
+        except data_prep.PrepError as error:
+            assert "c.mat" in str(error)
+        else:
+            assert (got == label).all()
+
+
+def test_wrong_values_and_sizes(tmp_path, capfd):
+    write_nyud(tmp_path / "nyud")
+    write_pascal(tmp_path / "pascal")
+    b2, second = np.ones((39, 52), np.uint8), "2008_000002"
+    cases = [("nyud/segmentation/b2.png", b2 * 41, "41"),
+             ("nyud/segmentation/b2.png", b2[:, 1:], "shape"),
+             ("nyud/segmentation/b2.png", np.dstack([b2] * 3), "shape"),
+             ("nyud/depth/b2.npy", b2[1:].astype(np.float32), "shape"),
+             ("nyud/depth/b2.npy", b2 * 4000.0, "metres"),
+             ("nyud/normals/b2.png", b2, "shape"),
+             ("nyud/images/b2.png", np.ones((600, 600, 3), np.uint8), ""),
+             (f"pascal/semseg/VOC12/{second}.png", np.full((33, 50), 21, np.uint8), "21"),
+             (f"pascal/sal_distill/{second}.png", np.full((50, 33), 21, np.uint8), "shape"),
+             (f"pascal/pascal-context/trainval/{second}.mat", {"LabelMap": b2}, "shape"),
+             (f"pascal/pascal-context/trainval/{second}.mat", {"labels": b2}, "LabelMap"),
+             (f"pascal/human_parts/{second}.mat", [(15, [("head", b2)])], "head"),
+             (f"pascal/human_parts/{second}.mat", [(15, [("tail", b2[:33, :50])])], "tail")]
+    for name, value, word in cases:
+        path, dataset = tmp_path / name, name.split("/")[0]
+        good = path.read_bytes()
+        if isinstance(value, list):
+            write_people(path, value, (33, 50))
+        else:
+            save(path, **value) if isinstance(value, dict) else save(path, value)
+        line = fails(capfd, dataset, "--raw", tmp_path / dataset, "--out", tmp_path / "o.h5")
+        assert path.stem in line and word in line, line
+        path.write_bytes(good)
+        assert not (tmp_path / "o.h5").exists()
+    large = np.ones((426, 560, 3), np.uint8)
+    for name, a in (("images/a1.png", large), ("segmentation/a1.png", large[..., 0]),
+                    ("normals/a1.png", large), ("edge/a1.png", large[..., 0]),
+                    ("depth/a1.npy", large[..., 0])):
+        save(tmp_path / "nyud" / name, a)
+    line = fails(capfd, "nyud", "--raw", tmp_path / "nyud", "--out", tmp_path / "o.h5")
+    assert "a1 is 426 x 560, larger" in line
+
+
+def test_broken_raw(tmp_path, capfd):
+    write_raw(tmp_path, zipped=True)
+    convert = "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5"
+    for name in ("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat",
+                 "nyu_normals_gt.zip"):
+        for kind in ("web page", "truncated", "empty"):
+            good = (tmp_path / name).read_bytes()
+            broken(tmp_path / name, kind)
+            assert name in fails(capfd, *convert)
+            (tmp_path / name).write_bytes(good)
+    save(tmp_path / "splits.mat", trainNdxs=np.array([[2], [5]]), testNdxs=np.array([[1]]))
+    assert "splits.mat" in fails(capfd, *convert)
+    (tmp_path / "splits.mat").unlink()
+    assert "splits.mat" in fails(capfd, *convert)
+
+
+def damaged(data, kind, rng):
+    """Bytes with one of four kinds of damage."""
+    data, place = bytearray(data), int(rng.integers(len(data)))
+    if kind == "cut":
+        return bytes(data[:place])
+    if kind == "bits":
+        for i in rng.integers(len(data), size=rng.integers(1, 9)):
+            data[i] ^= 1 << int(rng.integers(8))
+    else:
+        size = min(4096, len(data) // 4) if kind == "zeros" else int(rng.integers(1, 64))
+        place = 0 if kind == "head" else place
+        new = bytes(size) if kind == "zeros" else rng.bytes(size)
+        data[place:place + size] = new[:len(data) - place]
+    return bytes(data)
+
+
+def try_damaged(path, kind, rng, capfd, out, *args):
+    """A run with the file `path` damaged ends well, or in one line and with the old file; -> status."""
+    good = path.read_bytes()
+    path.write_bytes(damaged(good, kind, rng))
+    signal.alarm(30)  # a hang ends the test
+    try:
+        status = prep(*args)
+    finally:
+        signal.alarm(0)
+        path.write_bytes(good)
+    err = capfd.readouterr().err
+    assert status in (0, 2) and len(err.splitlines()) == status // 2, err
+    if status == 2:
+        assert path.stem in err or path.suffix == ".txt", err  # a list names files that are not there
+        assert not out or untouched(out)
+    elif out:
+        assert prep("check", out) == 0
+        out.write_text("the old one")
+        Path(f"{out}.preview.png").unlink()
+    capfd.readouterr()
+    return status
+
+
+def test_damaged_files_end_in_one_line(tmp_path, capfd, cases=3):
+    rng, out, statuses = np.random.default_rng(0), old_file(tmp_path), []
+    write_nyud(tmp_path / "nyud", ids=("a1", "d4"))
+    write_nyud(tmp_path / "nyud_mat", "astmt", ids=("a1", "d4"))
+    write_pascal(tmp_path / "pascal")
+    save(tmp_path / "pascal/ImageSets/Context/train.txt", "2008_000001")
+    save(tmp_path / "pascal/ImageSets/Context/val.txt", "2008_000005")
+    files = [path for folder in ("nyud", "nyud_mat", "pascal") for path in
+             sorted((tmp_path / folder).rglob("*.*")) if path.stem in ("a1", "2008_000001", "val")]
+    for path in files:
+        root = tmp_path / path.relative_to(tmp_path).parts[0]
+        for kind in rng.permutation(["cut", "bits", "zeros", "head"])[:cases]:
+            statuses.append(try_damaged(path, kind, rng, capfd, out, root.name.split("_")[0],
+                                        "--raw", root, "--out", out))
+    assert len(statuses) > 60 and statuses.count(2) > 0.6 * len(statuses)
+
+
+def test_missing_folder_and_bad_out(tmp_path, capfd):
+    for dataset in ("nyud", "pascal"):
+        for raw in (tmp_path / "nowhere", tmp_path):
+            line = fails(capfd, dataset, "--raw", raw, "--out", tmp_path / "o.h5")
+            assert str(raw) in line and "https://" in line
+    write_nyud(tmp_path / "n")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "file/o.h5", Path("/proc/o.h5"), tmp_path / "folder", Path("/dev/null")):
+        assert str(out) in fails(capfd, "nyud", "--raw", tmp_path / "n", "--out", out)
+    assert not list((tmp_path / "folder").iterdir()) and not Path("/dev/null").is_file()
+
+
+def child(args, **options):
+    return subprocess.Popen([sys.executable, data_prep.__file__, *map(str, args)], stdout=subprocess.PIPE, text=True,
+                            stderr=subprocess.PIPE, start_new_session=True, **options)
+
+
+@pytest.mark.parametrize("arguments", [["foo"], ["toy", "--train", "x"], []])
+def test_bad_arguments_are_one_line(arguments, capsys):
+    with pytest.raises(SystemExit) as stop:
+        prep(*arguments)
+    assert stop.value.code == 2
+    one_line(capsys, "data_prep.py", "--help")
+
+
+def test_disk_full(tmp_path):
+    import resource
+    write_nyud(tmp_path / "n")
+    out = tmp_path / "out/o.h5"
+    save(tmp_path / "out/o.txt", "")
+    out.write_text("the old one")
+    for size in (1000, 1_500_000, 6_000_000):
+        process = child(["nyud", "--raw", tmp_path / "n", "--out", out],
+                        preexec_fn=partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size)))
+        err = process.communicate()[1]
+        assert process.returncode == 2 and len(err.splitlines()) == 1 and str(out) in err, err
+        assert out.read_text() == "the old one" and len(list(out.parent.iterdir())) == 2
+
+
+@pytest.mark.parametrize("number, group", [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)])
+def test_interrupted(tmp_path, number, group):
+    write_nyud(tmp_path / "n", ids=[f"x{i}" for i in range(150)], size=(40, 200))
+    out = tmp_path / "out/o.h5"
+    save(tmp_path / "out/o.txt", "")
+    out.write_text("the old one")
+    process = child(["nyud", "--raw", tmp_path / "n", "--out", out])
+    while not list(out.parent.glob(".*")) and process.poll() is None:
+        time.sleep(.01)
+    time.sleep(.1)
+    os.killpg(process.pid, number) if group else process.send_signal(number)
+    err = process.communicate(timeout=20)[1]
+    assert process.returncode == 2 and len(err.splitlines()) == 1 and "interrupted" in err, err
+    assert out.read_text() == "the old one" and len(list(out.parent.iterdir())) == 2
+    with pytest.raises(ProcessLookupError):  # no worker is left
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(.05)
+
+
+# ------------------------------------------------------------------------------------------------------- the writer
+def test_results_do_not_pile_up():
+    """At most ahead + 1 calls are in flight, and the order is kept."""
+    flying = []
+
+    class Pool:
+        def submit(self, function, item):
+            flying.append(item)
+            assert len(flying) <= 5
+            return type("Future", (), {"result": lambda _: (flying.remove(item), function(item))[1]})()
+
+    assert list(data_prep.in_order(Pool(), lambda x: x * x, range(100), 4)) == [x * x for x in range(100)]
+
+
+def test_memory_stays_flat(tmp_path):
+    """Peak of the parent and of any worker, 40 raw frames: what 300 need too, as nothing is kept."""
+    write_raw(tmp_path)
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "r+") as file:
+        for name in ("images", "depths", "labels", "instances"):
+            four = file[name][:]
+            del file[name]
+            file[name] = np.concatenate([four] * 10)
+    savemat(tmp_path / "splits.mat", {"trainNdxs": np.arange(1, 21)[:, None], "testNdxs": np.arange(21, 41)[:, None]})
+    code = ("import resource, sys, data_prep; s = data_prep.main(sys.argv[1:]);"
+            "own = open('/proc/self/status').read().split('VmHWM:')[1].split()[0];"  # ru_maxrss would be the test's
+            "print(s, int(own) // 1024, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss // 1024)")
+    done = subprocess.run([sys.executable, "-c", code, "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5"],
+                          cwd=Path(data_prep.__file__).parent, capture_output=True, text=True, check=True)
+    status, parent, worker = map(int, done.stdout.splitlines()[-1].split())
+    assert status == 0 and parent < 300 and worker < 300
+
+
+@pytest.mark.parametrize("dataset", ["nyud", "pascal"])
+def test_converted_files_train(tmp_path, dataset):
+    (write_nyud if dataset == "nyud" else write_pascal)(tmp_path / "raw")
+    if dataset == "pascal":
+        save(tmp_path / "raw/ImageSets/Context/val.txt", "2008_000005")
+    assert prep(dataset, "--raw", tmp_path / "raw", "--out", tmp_path / "d.h5") == 0
+    args = f"--dataset {dataset} --iters 1 --batch-size 2 --workers 0 --device cpu --pretrained none".split(" ")
+    files = "--data", tmp_path / "d.h5", "--out", tmp_path / "run"
+    done = subprocess.run([sys.executable, Path(data_prep.__file__).parent / "mtcd.py", *args, *files],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run/metrics.json").exists()
