@@ -40,7 +40,7 @@ from extras import rooms
 from extras.datafile import Sink, checksum, in_order, is_whole, progress, start_workers
 from extras.normals import normals_from_depth
 from extras.odsf import thin
-from extras.pictures import colourise, panel
+from extras.pictures import preview
 
 # ------------------------------------------------------------------------------------------- tables
 TOY = {"train": 480, "val": 120, "height": 96, "width": 128, "seed": 0}  # defaults: rooms, pixels
@@ -116,7 +116,8 @@ def reading(path):
             file.seek(0)
             yield file
     except Exception as error:
-        raise PrepError(f"{path}: {str(error) or type(error).__name__}") from error
+        what = " ".join(str(error).split()) or type(error).__name__
+        raise PrepError(f"{path}: {what}") from error
 
 
 def decode(file, path, key=None, **options):
@@ -393,16 +394,15 @@ def summarise(split, counts, classes):
               + f", not {', '.join(absent)}" * bool(absent))
 
 
-def preview(file, counts, classes):
-    """Two images per split of the HDF5 `file`, if possible with every label -> PIL picture."""
-    rows, captions = [], []
+def examples(file, counts):
+    """Two images per split of the HDF5 `file`, if possible with every label, for the preview."""
     for split, tasks in counts.items():
         full = np.all([per_image[:, :255].any(1) for per_image in tasks.values()], axis=0)
         usable = np.flatnonzero(full if full.any() else ~full)
         for i in sorted({usable[0], usable[len(usable) // 2]}):
-            rows.append([colourise(name, file[split][name][i]) for name in ("image", *tasks)])
-            captions.append([f"{split}, {file[split]['id'].asstr()[i]}", *tasks])
-    return panel(rows, captions, classes)
+            group = file[split]
+            labels = {task: group[task][i] for task in tasks}
+            yield f"{split}, {group['id'].asstr()[i]}", group["image"][i], labels, None
 
 
 def write_h5(out, dataset, splits, read, size):
@@ -426,7 +426,7 @@ def write_h5(out, dataset, splits, read, size):
             classes = {task: names[task] for task in counts["train"] if task in names}
             for task in classes:
                 file.attrs.create(f"{task}_classes", names[task], dtype=h5py.string_dtype())
-            preview(file, counts, classes).save(picture)
+            preview(examples(file, counts), classes).save(picture)
         for split in splits:
             summarise(split, counts[split], classes)
         sink.check()
@@ -510,7 +510,7 @@ def main(argv=None):
         if args.job != "check":
             what = f"cannot write {args.out}: {what}" if isinstance(error, OSError) else what
             what += f"; {args.out} is as it was before"
-        print(f"data_prep.py: {' '.join(what.split())}", file=sys.stderr)
+        print(f"data_prep.py: {what}", file=sys.stderr)
         return 2
     finally:
         signal.signal(signal.SIGTERM, before)
