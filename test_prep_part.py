@@ -18,20 +18,11 @@ import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
-from scipy.io import loadmat, savemat
+from scipy.io import savemat
 from skimage import morphology
 
 import data_prep
-from extras import datafile, rooms
-from extras.normals import normals_from_depth
-
-KINECT = 518.8579, 519.4696, 325.5824, 253.7362
-
-
-# --------------------------------------------------------------------------------- plain references
-def thin_laplacian(labels):
-    """The boundary label by SciPy and scikit-image: mirror repeats no border pixel."""
-    return morphology.thin(ndimage.laplace(labels.astype(int), mode="mirror") != 0)
+from extras import rooms
 
 
 def check_normals(stored, decoded, valid):
@@ -49,7 +40,7 @@ def of_8_bits(raw):
 
 
 def check_padding(group, i):
-    """Nothing but the ignored value below and right of the sample; -> its (h, w) part of each array."""
+    """Only the ignored value below and right of the sample; -> its (h, w) part of each array."""
     h, w = group["size"][i]
     arrays = {name: group[name][i] for name in group.keys() - {"id", "size", "crc32"}}
     for name, a in arrays.items():
@@ -58,8 +49,8 @@ def check_padding(group, i):
     return {name: a[:h, :w] for name, a in arrays.items()}
 
 
-def save(path, array=None, mode=None, **variables):
-    """Array to path, whatever its extension; .mat takes the variables as keywords."""
+def save(path, array=None, **variables):
+    """Array to path, whatever its extension; .mat takes the variables."""
     path.parent.mkdir(parents=True, exist_ok=True)
     if path.suffix == ".npy":
         np.save(path, array)
@@ -68,8 +59,8 @@ def save(path, array=None, mode=None, **variables):
     elif path.suffix == ".txt":
         path.write_bytes(array.encode())
     else:
-        options = {"quality": 95} if path.suffix == ".jpg" else {}
-        Image.fromarray(array, mode).save(path, **options)
+        mode = "CMYK" if array.shape[2:] == (4,) else None
+        Image.fromarray(array, mode).save(path, **{"quality": 95} if path.suffix == ".jpg" else {})
 
 
 def prep(*args):
@@ -85,7 +76,8 @@ def fails(capfd, *args):
 
 
 def old_file(folder):
-    """A data file of before, beside another file."""
+    """A data file of before, beside another file and nothing else."""
+    shutil.rmtree(folder / "out", ignore_errors=True)
     save(folder / "out/o.txt", "")
     (folder / "out/o.h5").write_text("the old one")
     return folder / "out/o.h5"
@@ -96,10 +88,10 @@ def untouched(out):
 
 
 # ----------------------------------------------------------------------------------- NYUD, packaged
-VARIANTS = {
-    kind: dict(zip(("images", "segmentation", "depth", "normals", "edge"), ends.split(" ")))
-    for kind, ends in {"astmt": "jpg mat mat jpg png", "mti": "jpg png npy npy npy",
-                       "invpt": "png png npy png png"}.items()}
+FOLDERS = "images", "segmentation", "depth", "normals", "edge"
+VARIANTS = {"astmt": dict(zip(FOLDERS, ("jpg", "mat", "mat", "jpg", "png"))),
+            "mti": dict(zip(FOLDERS, ("jpg", "png", "npy", "npy", "npy"))),
+            "invpt": dict(zip(FOLDERS, ("png", "png", "npy", "png", "png")))}
 
 
 def write_nyud(root, kind="invpt", ids=("a1", "b2", "c3", "d4"), size=(37, 53), seed=0):
@@ -120,8 +112,7 @@ def write_nyud(root, kind="invpt", ids=("a1", "b2", "c3", "d4"), size=(37, 53), 
         t["normals"] = v.astype(np.float32) if ends["normals"] == "npy" else eight_bits
         for folder, a in t.items():
             stored = a * np.uint8(255) if (folder, ends[folder]) == ("edge", "png") else a
-            save(root / f"{folder}/{name}.{ends[folder]}", stored, **{folder: a}
-                 if ends[folder] == "mat" else {})
+            save(root / f"{folder}/{name}.{ends[folder]}", stored, **{folder: a})
         truth[name] = t
     save(root / "gt_sets/train.txt", "".join(f"{n}\n" for n in ids[:-1]))
     save(root / "gt_sets/val.txt", f"{ids[-1]}\n")
@@ -275,57 +266,6 @@ def test_nyud_raw(tmp_path, zipped, capfd):
                 assert (got["normal"][depths[window] == 0] == 0).all()
 
 
-def rays():
-    """(480, 640, 3) viewing rays of the Kinect with z = 1."""
-    fx, fy, cx, cy = KINECT
-    y, x = np.mgrid[:480, :640]
-    return np.dstack([(x - cx) / fx, (y - cy) / fy, np.ones((480, 640))])
-
-
-def fitted(depth):
-    return data_prep.as_normals(normals_from_depth(depth.astype(np.float32), KINECT)).astype(float)
-
-
-def degrees(a, b):
-    return np.degrees(2 * np.arctan2(np.linalg.norm(a - b, axis=-1),
-                                     np.linalg.norm(a + b, axis=-1)))
-
-
-@pytest.mark.parametrize("normal, offset", [((0, 0, -1), 2), ((0, -1, -.2), 1.5),
-                                            ((.6, -.3, -.7), 2), ((-.9, .1, -.3), 3)])
-def test_normals_of_planes(normal, offset):
-    n = np.array(normal) / np.linalg.norm(normal)
-    depth = -offset / (rays() @ n)
-    seen = (depth > 0) & (depth < 12)
-    seen[200:220, 300:330] = False  # a hole
-    depth = np.where(seen, depth, 0)
-    got = fitted(depth)
-    assert (got[~seen] == 0).all() and degrees(got, n)[seen].mean() < .1
-    noisy = depth * (1 + .002 * np.random.default_rng(0).normal(size=depth.shape))
-    assert degrees(fitted(noisy), n)[seen].mean() < 4
-
-
-@pytest.mark.parametrize("centre, radius", [((0, 0, 2), .5), ((.3, -.2, 3), 1),
-                                            ((-.5, .2, 1.5), .3)])
-def test_normals_of_spheres_before_a_wall(centre, radius):
-    ray, c = rays(), np.array(centre)
-    a, b = (ray ** 2).sum(-1), ray @ c
-    root = b * b - a * (c @ c - radius ** 2)
-    hit = root > 0
-    depth = np.where(hit, (b - np.sqrt(np.maximum(root, 0))) / a, 6)
-    true = np.where(hit[..., None], (ray * depth[..., None] - c) / radius, [0, 0, -1])
-    error = degrees(fitted(depth), true)
-    inside = hit & (root > .15 * root.max())
-    assert error[inside].mean() < .5 and error[hit].mean() < 2
-    assert error[~hit].max() < .5  # right up to the edge of depth
-
-
-def test_normals_do_not_cross_a_crease():
-    floor, wall = 1.2 / np.maximum(rays()[..., 1], 1e-9), np.full((480, 640), 3.0)
-    true = np.where((floor < wall)[..., None], [0, -1, 0], [0, 0, -1])
-    assert degrees(fitted(np.minimum(floor, wall)), true).mean() < .3
-
-
 # ----------------------------------------------------------------------------------- PASCAL-Context
 GROUPS = {"head": 1, "hair": 1, "reye": 1, "neck": 2, "torso": 2, "luarm": 3, "rhand": 4,
           "llarm": 4, "ruleg": 5, "lfoot": 6}
@@ -340,24 +280,24 @@ def struct(names, rows):
     return out if rows else np.zeros((0, 0))
 
 
-def write_people(path, objects, shape):
-    """human_parts of [(class_ind, [(part, mask)])]."""
-    things = struct(["class", "class_ind", "mask", "parts"], [
-        ("thing", number, np.ones(shape), struct(["part_name", "mask"], parts))
-        for number, parts in objects])
-    save(path, anno=struct(["imname", "objects"], [(path.stem, things)]))
+def people(objects, shape):
+    """Variable `anno` of human_parts for [(class_ind, [(part, mask)])]."""
+    things = [("thing", number, np.ones(shape), struct(["part_name", "mask"], parts))
+              for number, parts in objects]
+    things = struct(["class", "class_ind", "mask", "parts"], things)
+    return struct(["imname", "objects"], [("", things)])
 
 
 def write_pascal(root, seed=0):
-    """6 images; -> {id: the arrays as they were meant}. Objects: (class_ind, [(part, mask), ...])."""
+    """6 images -> {id: the arrays as they were meant}; objects: [(class_ind, [(part, mask)])]."""
     rng, truth, every = np.random.default_rng(seed), {}, list(GROUPS)
     sizes = (50, 37), (33, 50), (375, 500), (31, 47), (36, 29), (41, 26)
-    people = [[(15, every), (15, every[::-1])],  # two people, parts over parts
-              [(12, ["head", "torso"]), (15, [])],  # a dog with parts, a person without
-              [(7, []), (15, ["torso", "head"])],
-              [],
-              [(15, ["lfoot"])],  # one object, one part
-              [(15, ["empty"])]]  # a part of no pixel
+    cases = [[(15, every), (15, every[::-1])],  # two people, parts over parts
+             [(12, ["head", "torso"]), (15, [])],  # a dog with parts, a person without
+             [(7, []), (15, ["torso", "head"])],
+             [],
+             [(15, ["lfoot"])],  # one object, one part
+             [(15, ["empty"])]]  # a part of no pixel
 
     def part(name, h, w):
         mask, y, x = np.zeros((h, w), np.uint8), rng.integers(0, h - 9), rng.integers(0, w - 9)
@@ -366,7 +306,7 @@ def write_pascal(root, seed=0):
 
     for n, (h, w) in enumerate(sizes):
         name, palette = f"2008_00000{n + 1}", n % 2
-        objects = [(kind, [part(p, h, w) for p in parts]) for kind, parts in people[n]]
+        objects = [(kind, [part(p, h, w) for p in parts]) for kind, parts in cases[n]]
         labels = rng.integers(1, 460, (h // 5 + 1, w // 5 + 1)).repeat(5, 0).repeat(5, 1)[:h, :w]
         if n == 4:  # neighbours that cancel out, also at the border
             labels = rng.integers(1, 7, (h, w))
@@ -374,9 +314,8 @@ def write_pascal(root, seed=0):
              "LabelMap": labels, "normals": rng.integers(0, 256, (h, w, 3), np.uint8),
              "sal": rng.integers(0, 256, (h, w), np.uint8)}
         t["semseg"][:3], t["normals"][5:9, 5:20], t["sal"][0, :2] = 255, 127, (127, 128)
-        mode = ("RGB", "L", "RGB", "CMYK", "RGB", "RGB")[n]
-        pixels = rng.integers(0, 256, (h, w, len(mode)), np.uint8)
-        save(root / f"JPEGImages/{name}.jpg", pixels[..., 0] if mode == "L" else pixels, mode)
+        colours = ((3,), (), (3,), (4,), (3,), (3,))[n]  # grey, RGB, CMYK
+        save(root / f"JPEGImages/{name}.jpg", rng.integers(0, 256, (h, w, *colours), np.uint8))
         picture = Image.fromarray(t["semseg"], "P" if palette else "L")
         if palette:
             picture.putpalette(rng.integers(0, 256, 768, np.uint8).tobytes())
@@ -387,7 +326,7 @@ def write_pascal(root, seed=0):
             save(root / f"semseg/pascal-context/{name}.png", np.zeros((h, w), np.uint8))
         kind = (np.uint16, np.float64, np.uint16)[n % 3]
         save(root / f"pascal-context/trainval/{name}.mat", LabelMap=labels.astype(kind))
-        write_people(root / f"human_parts/{name}.mat", objects, (h, w))
+        save(root / f"human_parts/{name}.mat", anno=people(objects, (h, w)))
         save(root / f"normals_distill/{name}.png", t["normals"])
         save(root / f"sal_distill/{name}.png", t["sal"])
         truth[name] = t
@@ -415,7 +354,8 @@ def test_pascal(tmp_path, capfd):
             assert (got["image"] == image).all() and image.shape == (h, w, 3)
             assert (got["semseg"] == t["semseg"]).all()
             assert (got["saliency"] == (t["sal"] / 255 > .5)).all()
-            assert (got["boundary"] == thin_laplacian(t["LabelMap"])).all()
+            laplacian = ndimage.laplace(t["LabelMap"].astype(int), mode="mirror")
+            assert (got["boundary"] == morphology.thin(laplacian != 0)).all()
             parsing = np.zeros((h, w), np.uint8)
             for kind, parts in t["objects"]:
                 for part, mask in parts if kind == 15 else []:
@@ -451,21 +391,17 @@ def test_broken_files(tmp_path, capfd, kind):
     write_nyud(tmp_path / "nyud")
     write_pascal(tmp_path / "pascal")
     out = old_file(tmp_path)
-    for name in ("nyud/images/b2.png", "nyud/segmentation/b2.png", "nyud/depth/b2.npy",
-                 "nyud/normals/b2.png", "pascal/JPEGImages/2008_000002.jpg",
-                 "pascal/human_parts/2008_000002.mat",
-                 "pascal/pascal-context/trainval/2008_000001.mat"):
-        path, dataset = tmp_path / name, name.split("/")[0]
-        good = path.read_bytes()
-        broken(path, kind)
-        line = fails(capfd, dataset, "--raw", tmp_path / dataset, "--out", out)
-        assert path.stem in line and str(Path(*Path(name).parent.parts[1:])) in line, line
-        if kind == "web page":
-            assert "web page" in line
-        if kind == "gone":
-            assert "1 missing" in line and "https://" in line and "unpacks to" in line
-        path.write_bytes(good)
-        assert untouched(out)
+    for name in ("images/b2.png", "segmentation/b2.png", "depth/b2.npy", "normals/b2.png",
+                 "JPEGImages/2008_000002.jpg", "human_parts/2008_000002.mat",
+                 "pascal-context/trainval/2008_000001.mat"):
+        root = tmp_path / ("nyud" if "b2" in name else "pascal")
+        good = (root / name).read_bytes()
+        broken(root / name, kind)
+        line = fails(capfd, root.name, "--raw", root, "--out", out)
+        assert name.split(".")[0] in line and untouched(out), line
+        assert kind != "web page" or "web page" in line
+        assert kind != "gone" or all(x in line for x in ("1 missing", "https://", "unpacks to"))
+        (root / name).write_bytes(good)
 
 
 def test_truncated_mat_is_never_half_read(tmp_path):
@@ -486,37 +422,30 @@ def test_truncated_mat_is_never_half_read(tmp_path):
 def test_wrong_values_and_sizes(tmp_path, capfd):
     write_nyud(tmp_path / "nyud")
     write_pascal(tmp_path / "pascal")
-    b2, second = np.ones((39, 52), np.uint8), "2008_000002"
-    cases = [("nyud/segmentation/b2.png", b2 * 41, "41"),
-             ("nyud/segmentation/b2.png", b2[:, 1:], "shape"),
-             ("nyud/segmentation/b2.png", np.dstack([b2] * 3), "shape"),
-             ("nyud/depth/b2.npy", b2[1:].astype(np.float32), "shape"),
-             ("nyud/depth/b2.npy", b2 * 4000.0, "metres"),
-             ("nyud/normals/b2.png", b2, "shape"),
-             ("nyud/images/b2.png", np.ones((600, 600, 3), np.uint8), ""),
-             (f"pascal/semseg/VOC12/{second}.png", np.full((33, 50), 21, np.uint8), "21"),
-             (f"pascal/sal_distill/{second}.png", np.full((50, 33), 21, np.uint8), "shape"),
-             (f"pascal/pascal-context/trainval/{second}.mat", {"LabelMap": b2}, "shape"),
-             (f"pascal/pascal-context/trainval/{second}.mat", {"labels": b2}, "LabelMap"),
-             (f"pascal/human_parts/{second}.mat", [(15, [("head", b2)])], "head"),
-             (f"pascal/human_parts/{second}.mat", [(15, [("tail", b2[:33, :50])])], "tail")]
-    for name, value, word in cases:
-        path, dataset = tmp_path / name, name.split("/")[0]
-        good = path.read_bytes()
-        if isinstance(value, list):
-            write_people(path, value, (33, 50))
-        else:
-            save(path, **value) if isinstance(value, dict) else save(path, value)
-        line = fails(capfd, dataset, "--raw", tmp_path / dataset, "--out", tmp_path / "o.h5")
-        assert path.stem in line and word in line, line
-        path.write_bytes(good)
+    b2, two = np.ones((39, 52), np.uint8), "2008_000002"
+    for name, value, word in (
+            ("segmentation/b2.png", b2 * 41, "41"),
+            ("segmentation/b2.png", b2[:, 1:], "shape"),
+            ("segmentation/b2.png", np.dstack([b2] * 3), "shape"),
+            ("depth/b2.npy", b2[1:].astype(np.float32), "shape"),
+            ("depth/b2.npy", b2 * 4000.0, "metres"),
+            ("normals/b2.png", b2, "shape"),
+            ("images/b2.png", np.ones((600, 600, 3), np.uint8), ""),
+            (f"semseg/VOC12/{two}.png", np.full((33, 50), 21, np.uint8), "21"),
+            (f"sal_distill/{two}.png", np.full((50, 33), 21, np.uint8), "shape"),
+            (f"pascal-context/trainval/{two}.mat", {"LabelMap": b2}, "shape"),
+            (f"pascal-context/trainval/{two}.mat", {"labels": b2}, "LabelMap"),
+            (f"human_parts/{two}.mat", {"anno": people([(15, [("head", b2)])], (1, 1))}, "head"),
+            (f"human_parts/{two}.mat", {"anno": people([(15, [("tail", 0 * b2)])], (1, 1))}, "tail")):
+        root = tmp_path / ("nyud" if "b2" in name else "pascal")
+        good = (root / name).read_bytes()
+        save(root / name, **value) if isinstance(value, dict) else save(root / name, value)
+        line = fails(capfd, root.name, "--raw", root, "--out", tmp_path / "o.h5")
+        assert Path(name).stem in line and word in line, line
+        (root / name).write_bytes(good)
         assert not (tmp_path / "o.h5").exists()
-    large = np.ones((426, 560, 3), np.uint8)
-    for name, a in (("images/a1.png", large), ("segmentation/a1.png", large[..., 0]),
-                    ("normals/a1.png", large), ("edge/a1.png", large[..., 0]),
-                    ("depth/a1.npy", large[..., 0])):
-        save(tmp_path / "nyud" / name, a)
-    line = fails(capfd, "nyud", "--raw", tmp_path / "nyud", "--out", tmp_path / "o.h5")
+    write_nyud(tmp_path / "large", ids=("a1", "d4"), size=(426, 560))
+    line = fails(capfd, "nyud", "--raw", tmp_path / "large", "--out", tmp_path / "o.h5")
     assert "a1 is 426 x 560, larger" in line
 
 
@@ -538,22 +467,20 @@ def test_broken_raw(tmp_path, capfd):
 
 def damaged(data, kind, rng):
     """Bytes with one of four kinds of damage."""
-    data, place = bytearray(data), int(rng.integers(len(data)))
+    place, new = int(rng.integers(len(data))), b""
     if kind == "cut":
-        return bytes(data[:place])
+        return data[:place]
     if kind == "bits":
-        for i in rng.integers(len(data), size=rng.integers(1, 9)):
-            data[i] ^= 1 << int(rng.integers(8))
-    else:
-        size = min(4096, len(data) // 4) if kind == "zeros" else int(rng.integers(1, 64))
-        place = 0 if kind == "head" else place
-        new = bytes(size) if kind == "zeros" else rng.bytes(size)
-        data[place:place + size] = new[:len(data) - place]
-    return bytes(data)
+        new = bytes([data[place] ^ 1 << int(rng.integers(8))])
+    if kind == "zeros":
+        new = bytes(min(4096, len(data) // 4))
+    if kind == "head":
+        place, new = 0, rng.bytes(rng.integers(1, 64))
+    return (data[:place] + new + data[place + len(new):])[:len(data)]
 
 
 def try_damaged(path, kind, rng, capfd, out, *args):
-    """A run with the file `path` damaged ends well, or in one line and with the old file; -> status."""
+    """With `path` damaged a run ends well, or in one line and with the old file; -> status."""
     good = path.read_bytes()
     path.write_bytes(damaged(good, kind, rng))
     signal.alarm(30)  # a hang ends the test
@@ -564,32 +491,28 @@ def try_damaged(path, kind, rng, capfd, out, *args):
         path.write_bytes(good)
     err = capfd.readouterr().err
     assert status in (0, 2) and len(err.splitlines()) == status // 2, err
-    if status == 2:
-        assert path.stem in err or path.suffix == ".txt", err  # a list names files that are not there
-        assert not out or untouched(out)
-    elif out:
+    assert not status or path.stem in err or path.suffix == ".txt", err  # a list's wrong ids
+    if status == 0 and out:
         assert prep("check", out) == 0
-        out.write_text("the old one")
-        Path(f"{out}.preview.png").unlink()
-    capfd.readouterr()
+        old_file(out.parents[1])
+    assert not out or untouched(out)
     return status
 
 
-def test_damaged_files_end_in_one_line(tmp_path, capfd, cases=3):
+def test_damaged_files_end_in_one_line(tmp_path, capfd):
     rng, out, statuses = np.random.default_rng(0), old_file(tmp_path), []
     write_nyud(tmp_path / "nyud", ids=("a1", "d4"))
     write_nyud(tmp_path / "nyud_mat", "astmt", ids=("a1", "d4"))
     write_pascal(tmp_path / "pascal")
     save(tmp_path / "pascal/ImageSets/Context/train.txt", "2008_000001")
     save(tmp_path / "pascal/ImageSets/Context/val.txt", "2008_000005")
-    files = [path for folder in ("nyud", "nyud_mat", "pascal") for path in
-             sorted((tmp_path / folder).rglob("*.*")) if path.stem in ("a1", "2008_000001", "val")]
-    for path in files:
-        root = tmp_path / path.relative_to(tmp_path).parts[0]
-        for kind in rng.permutation(["cut", "bits", "zeros", "head"])[:cases]:
-            statuses.append(try_damaged(path, kind, rng, capfd, out, root.name.split("_")[0],
-                                        "--raw", root, "--out", out))
-    assert len(statuses) > 60 and statuses.count(2) > 0.6 * len(statuses)
+    for name in ("nyud", "nyud_mat", "pascal"):
+        for path in sorted((tmp_path / name).rglob("*.*")):
+            if path.stem in ("a1", "2008_000001", "val"):
+                for kind in rng.permutation(["cut", "bits", "zeros", "head"])[:2]:
+                    args = name.split("_")[0], "--raw", tmp_path / name, "--out", out
+                    statuses.append(try_damaged(path, kind, rng, capfd, out, *args))
+    assert len(statuses) == 40 and statuses.count(2) > 20
 
 
 def test_missing_folder_and_bad_out(tmp_path, capfd):
@@ -664,56 +587,31 @@ def test_rooms_of_any_shape(tmp_path, shape):
 
 
 def test_check_finds_what_is_not_as_it_was_written(tmp_path, capfd):
-    """Every byte of every image counts; reading any array needs no checksum."""
     path = tmp_path / "t.h5"
     data_prep.make_toy(path, train=3, val=2, height=20, width=30)
     assert prep("check", path) == 0 and "5 images, all whole" in capfd.readouterr().out
     whole = path.read_bytes()
     with h5py.File(path) as file:
         names = {name for name in file["val"] if name != "crc32"}
-        assert names == {*data_prep.FORMAT, "id", "size"}
-        place = file["val/depth"].id.get_offset() + 20 * 30 * 4 + 7  # of image 1
         chunk = file["train/semseg"].id.get_chunk_info(2)
+    assert names == {*data_prep.FORMAT, "id", "size"}
     for name in names:
         with h5py.File(path, "r+") as file:
             old = file["val"][name][1]
             file["val"][name][1] = b"other" if name == "id" else old + np.ones_like(old)
-        line = fails(capfd, "check", path)
-        assert str(path) in line and "1 of 5" in line, line
+        assert "1 of 5" in fails(capfd, "check", path)
         path.write_bytes(whole)
-    for start, damage, what in ((place, b"?", "val val_0001"),
-                                (chunk.byte_offset + chunk.size // 2, b"?", "train train_0002")):
-        path.write_bytes(whole[:start] + damage + whole[start + 1:])
-        assert prep("check", path) == 2
-        assert capfd.readouterr().out.count(f"damaged: {what}") == 1
+    middle = chunk.byte_offset + chunk.size // 2  # so that gzip fails
+    path.write_bytes(whole[:middle] + b"????" + whole[middle + 4:])
+    assert prep("check", path) == 2
+    assert "damaged: train train_0002\n" in capfd.readouterr().out
     path.write_bytes(whole)
+    rng = np.random.default_rng(0)
+    for kind in ("cut", "bits", "zeros", "head") * 10:
+        try_damaged(path, kind, rng, capfd, None, "check", path)
     with h5py.File(path, "r+") as file:
         del file["val/crc32"]
     assert "no checksums" in fails(capfd, "check", path)
-    for kind in ("cut", "bits", "zeros", "head") * 10:
-        path.write_bytes(whole)
-        try_damaged(path, kind, np.random.default_rng(len(kind)), capfd, None, "check", path)
-
-
-def test_results_do_not_pile_up():
-    """At most ahead + 1 calls are in flight, and the order is kept."""
-    flying = []
-
-    class Call:
-        def __init__(self, function, item):
-            self.function, self.item = function, item
-            flying.append(item)
-            assert len(flying) <= 5
-
-        def result(self):
-            flying.remove(self.item)
-            return self.function(self.item)
-
-    class Pool:
-        submit = Call
-
-    squares = [x * x for x in range(100)]
-    assert list(datafile.in_order(Pool, lambda x: x * x, range(100), 4)) == squares
 
 
 def test_memory_stays_flat(tmp_path):
