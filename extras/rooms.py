@@ -15,6 +15,7 @@ CLASSES = ("wall", "floor", "ceiling", "door", "window", "picture", "television"
 HANGING, STANDING = CLASSES[3:7], CLASSES[7:15]  # on the walls, on the floor
 UPRIGHT = np.eye(3)
 BOX, BALL, CYLINDER = range(3)  # |x|, |y|, |z| <= 1; |q| <= 1; x^2 + z^2 <= 1 and |y| <= 1
+ONE, TWO, FOUR = ((1, 1),), ((-1, 1), (1, 1)), ((-1, -1), (-1, 1), (1, -1), (1, 1))  # signs x, z
 SOLID = np.dtype([("kind", "u1"), ("centre", "f8", 3), ("size", "f8", 3), ("axes", "f8", (3, 3)),
                   ("paint", "i4"), ("part", "u1"), ("semseg", "u1"), ("instance", "u1")])
 
@@ -41,7 +42,6 @@ MATERIALS = {  # sRGB colours and patterns to draw from
     "fabric": (DYED, "plain plain stripes checks waves"),
     "shirt": (DYED, "plain plain stripes"),
     "trousers": (DYED, "plain plain plain checks"),
-    "canvas": (DYED, "waves waves checks stripes"),
     "skin": ("f0c8a8 e0ac84 c68a5e a0683f 7a4a2c 5a3520", "plain"),
     "hair": ("1e1a18 3a2618 6b4526 b98a4a 9a9690 7a2f1c", "plain"),
     "leaf": ("2f7a35 4a9440 1f5a30 7aa83c", "waves"),
@@ -58,42 +58,36 @@ def unit(v):
 
 
 # ------------------------------------------------------------------------------------------- things
-# Things have their own axes: y up, z to the front, the origin on the floor (or on the wall).
-ONE, TWO, FOUR = ((1, 1),), ((-1, 1), (1, 1)), ((-1, -1), (-1, 1), (1, -1), (1, 1))
-
-
 def solid(kind, centre, size, material, copies=ONE, part=0, axes=UPRIGHT):
-    """SOLID rows: one, or its mirror images by the signs of x and z in `copies`."""
+    """SOLID rows: one or its mirror images. A thing has its own axes: y up, z to the front, the
+    origin on the floor (or on the wall)."""
     x, y, z = centre
     return [(kind, (i * x, y, k * z), size, axes, NAMES.index(material), part, 0, 0)
             for i, k in copies]
 
 
 def limb(joint, side, spread, bends, bones):
-    """Bones (length, radius, material, part) down from `joint`, each a cylinder ending in a ball;
-    radians: spread to the side (-1 left, 1 right), each bone's bend to the front."""
+    """Bones (length, radius, material, part), cylinders that end in balls, down from `joint`."""
     sin, cos, rows = side * math.sin(spread), math.cos(spread), []
     for (length, radius, material, part), bend in zip(bones, bends):
         s, c = math.sin(bend), math.cos(bend)
         axes = np.array([[cos, sin * c, -sin * s], [-sin, cos * c, -cos * s], [0, s, c]])  # y up it
         middle, joint = joint - length / 2 * axes[1], joint - length * axes[1]
-        rows += solid(CYLINDER, middle, (radius, length / 2, radius), material, part=part, axes=axes)
-        rows += solid(BALL, joint, (radius, radius, radius), material, part=part)
+        rows += solid(CYLINDER, middle, (radius, length / 2, radius), material, ONE, part, axes)
+        rows += solid(BALL, joint, (radius, radius, radius), material, ONE, part)
     return rows, joint
 
 
 def figure(rng):
     """A standing person of 1.3 to 1.9 m in PASCAL's six groups of parts, stouter than in life."""
-    rows = (solid(BALL, (0, 0.44, 0), (0.075, 0.095, 0.08), "skin", part=1)  # hips at 0, 1 tall
+    rows = (solid(BALL, (0, 0.43, 0), (0.075, 0.1, 0.08), "skin", part=1)  # hips at 0, 1 tall
             + solid(BALL, (0, 0.465, -0.018), (0.082, 0.085, 0.082), "hair", part=1)
-            + solid(CYLINDER, (0, 0.34, 0), (0.035, 0.03, 0.035), "skin", part=2)
             + solid(BALL, (0, 0.27, 0), (0.135, 0.065, 0.08), "shirt", part=2)
             + solid(CYLINDER, (0, 0.15, 0), (0.115, 0.12, 0.075), "shirt", part=2)
             + solid(BALL, (0, 0.02, 0), (0.112, 0.065, 0.08), "trousers", part=2))
     sleeve, shin = rng.choice(["skin", "skin", "shirt"]), rng.choice(["skin", "trousers"])
     for side in (-1, 1):
-        spread, swing, bend = rng.uniform((0.3, -0.4, 0), (0.8, 0.5, 1.2))
-        spread += rng.choice([0, 0, 0, 1.5])  # one arm in four raised
+        spread, swing, bend = rng.uniform((0.3, -0.4, 0), (rng.choice([0.8, 2.2]), 0.5, 1.2))
         arm, hand = limb((side * 0.135, 0.28, 0), side, spread, (swing, swing + bend),
                          ((0.16, 0.045, "shirt", 3), (0.17, 0.04, sleeve, 4)))
         spread, swing, bend = rng.uniform((0.05, -0.35, -0.4), (0.22, 0.4, 0))
@@ -103,8 +97,7 @@ def figure(rng):
         rows += leg + solid(BALL, foot + (0, -0.02, 0.03), (0.05, 0.04, 0.09), "lacquer", part=6)
     rows, tall = np.array(rows, SOLID), rng.uniform(1.3, 1.9)
     rows["centre"][:, 1] -= rows["centre"][rows["part"] == 6, 1].min() - 0.04  # feet on the floor
-    rows["centre"] *= tall
-    rows["size"] *= tall
+    rows["centre"], rows["size"] = tall * rows["centre"], tall * rows["size"]
     return rows
 
 
@@ -121,13 +114,11 @@ def thing(name, rng):
     x, y, z = rng.uniform((0.45, 0.45, 0.4), (0.7, 0.6, 0.55))
     return np.array({
         "door": pane(x, 1, 0, 0.03, "wood", "lacquer")
-        + solid(BOX, (0, 0.5, 0), (0.65 * x, 0.36, 0.045), "lacquer")
-        + solid(BOX, (0, 1.42, 0), (0.65 * x, 0.36, 0.045), "lacquer")
-        + solid(BALL, (0.85 * x, 0.96, 0.07), (0.045, 0.045, 0.045), "metal"),
+        + solid(BOX, (0, 1.2, 0), (0.6 * x, 0.6, 0.045), "lacquer"),
         "window": pane(x, y, 0.9, 0.04, "sky", "lacquer")
         + solid(BOX, (0, 0.9 + y, 0), (0.03, y, 0.06), "lacquer")
         + solid(BOX, (0, 0.9 + y, 0), (x, 0.03, 0.06), "lacquer"),
-        "picture": pane(x - 0.15, y - 0.2, 1.4 - z, 0.02, "canvas", "wood"),
+        "picture": pane(x - 0.15, y - 0.2, 1.4 - z, 0.02, "fabric", "wood"),
         "television": pane(x + 0.05, 0.6 * y, 0.4 + z, 0.04, "screen", "metal"),
         "rug": solid(BOX if z < 0.5 else CYLINDER, (0, 0, 0), (1.8 * x, 0.008, y + z), "fabric"),
         "table": solid(BOX, (0, y + 0.22, 0), (x + 0.05, 0.045, z), "wood")
@@ -142,8 +133,7 @@ def thing(name, rng):
         + solid(CYLINDER, (0, x + 0.1, 0), (0.035, x + 0.1, 0.035), "metal")
         + solid(CYLINDER, (0, 2 * x + 0.2, 0), (y / 2, 0.45 * z, y / 2), "shade"),
         "cabinet": solid(BOX, (0, 1.4 * z, 0), (x, 1.4 * z, 0.24), "wood")
-        + solid(BOX, (x / 2, 1.4 * z, 0.02), (0.45 * x, 1.25 * z, 0.24), "lacquer", TWO)
-        + solid(BALL, (0.13 * x, 1.4 * z, 0.28), (0.035, 0.035, 0.035), "metal", TWO),
+        + solid(BOX, (x / 2, 1.4 * z, 0.02), (0.45 * x, 1.25 * z, 0.24), "lacquer", TWO),
         "ball": solid(BALL, (0, x / 2, 0), (x / 2, x / 2, x / 2), "fabric"),
         "plant": solid(CYLINDER, (0, 0.2, 0), (0.16, 0.2, 0.16), "lacquer")
         + solid(BALL, (0.13, 0.4 + 0.4 * y, 0.1), (y / 2, 0.65 * y, y / 2), "leaf", TWO)
@@ -153,9 +143,7 @@ def thing(name, rng):
 
 # --------------------------------------------------------------------------------------- furnishing
 class Room:
-    """Drawn by `rng`. things: SOLID rows, an array per instance; size (3), metres; camera: eye (3),
-    axes (3, 3) in rows, focal length / width."""
-
+    """things, SOLID rows of each; size (3), metres; camera: eye (3), axes (3, 3), focal / width."""
     def __init__(self, rng):
         self.rng, self.things, self.taken = rng, [], []
         self.size = rng.uniform((3.6, 2.3, 4.2), (5.0, 2.7, 5.6))
@@ -194,16 +182,14 @@ class Room:
                 self.put(name, thing(name, self.rng), (x, 0, z * deep), yaw, aside)
 
     def place(self, name):
-        """Put a thing on a free spot in view, roughly facing the camera, if 40 tries find one.
-
-        A figure takes 50 to 85 % of a 4:3 picture's height; nothing stands before its middle.
-        """
+        """Put a thing on a free spot in view, turned to the camera, if 40 tries find one; a figure
+        takes 50 to 85 % of a 4:3 picture's height, and nothing comes before its middle."""
         (eye, axes, focal), body = self.camera, thing(name, self.rng)
         wide, tall, _ = (abs(body["centre"]) + body["size"]).max(0)
         reach = {"figure": 0.35, "rug": 0}.get(name, 0.9 * wide)
-        near, far, top = 1.6 + reach, 5, 0
+        near, far, top, clear = 1.6 + reach, 5, 0, (0,)
         if name == "figure":
-            near, far, top = 4 / 3 * focal * tall / 0.85, 4 / 3 * focal * tall / 0.5, tall
+            near, far, top, clear = 1.57 * focal * tall, 2.67 * focal * tall, tall, (0, 0.3, 0.6)
         for aside, ahead in self.rng.uniform((-0.38, near), (0.38, far), (40, 2)):
             spot = (eye + ahead * (unit(axes[2] * (1, 0, 1)) + aside / focal * axes[0])) * (1, 0, 1)
             _, y, z = axes @ (spot + [(0, 0, 0), (0, top, 0)] - eye).T  # of its foot and head
@@ -212,8 +198,7 @@ class Room:
                     and all(math.dist(spot, other) > reach + r for other, r in self.taken)):
                 back = (eye - spot) * (1, 0, 1)
                 self.put(name, body, spot, math.atan2(*back[::2]) + self.rng.uniform(-1, 1))
-                shares = (0, 0.3, 0.6) if name == "figure" else (0,)
-                self.taken += [(spot + t * back, (1 - t) * reach) for t in shares]
+                self.taken += [(spot + t * back, (1 - t) * reach) for t in clear]
                 return
 
 
@@ -273,34 +258,30 @@ def surface(rows, camera, depth, index):
 
 
 # ----------------------------------------------------------------------------------------- painting
-def visible(rows, lamp, points, blur):
-    """Share (h, w, 1) of the soft lamp (3) that points (h, w, 3) see, by the lamp's depth map."""
-    down = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
-    depth, _ = trace(rows, (lamp, down, 40 / 180), 180, 180, np.float32)
-    x, y, z = np.moveaxis(points - lamp, -1, 0)
-    x, z = (np.clip(90 + 40 * p / np.maximum(-y, 0.01), blur, 179 - blur) for p in (x, z))
-    lit = np.zeros_like(y)
-    for k in range(12):  # compare along a spiral
-        r, turn = blur * math.sqrt((k + 0.5) / 12), 2.4 * k
-        row, column = (z + r * math.sin(turn)).astype(int), (x + r * math.cos(turn)).astype(int)
-        lit += -y <= depth[row, column] + 0.03
-    return lit[..., None] / 12
-
-
 def illuminate(rows, room, points, normals, rng):
-    """Light (h, w, 3) at points: from all round, less in corners; from two lamps, one aside."""
+    """Light (h, w, 3) at points (h, w, 3): from all round, less in corners; from two soft lamps."""
     off = points + 0.3 * normals
     closed = np.exp(-5 * np.maximum(off, 0)) + np.exp(-5 * np.maximum(np.float32(room) - off, 0))
     aside = np.float32(rng.uniform((-0.25, 0.05, -0.25), (0.25, 0.15, 0)))
     light = (0.27 + normals @ aside)[..., None] * (1 - 0.6 * closed).prod(-1, keepdims=True)
-    for power, blur, low, high in ((1.9, 2, (0.1, 0.9, 0.05), (0.9, 0.95, 0.35)),
-                                   (1.2, 5, (0.4, 0.9, 0.4), (0.6, 0.95, 0.6))):
-        lamp = np.float32(rng.uniform(low, high) * room)
+    for power, blur, middle in ((1.9, 2, (0.5, 0.92, 0.2)), (1.2, 4, (0.5, 0.92, 0.5))):
+        lamp = np.float32((middle + rng.uniform(-1, 1, 3) * (0.4, 0.03, 0.15)) * room)
         tint = np.float32(power * rng.uniform((0.97, 0.95, 0.8), (1.1, 1, 1.03)))
         to, far = unit(lamp - points), np.linalg.norm(lamp - points, axis=-1)
         facing = np.maximum((to * normals).sum(-1), 0) / (0.6 + (far / 3) ** 2)
-        light = light + tint * facing[..., None] * visible(rows, lamp, points + 0.1 * normals, blur)
+        facing = facing * visible(rows, lamp, points + 0.1 * normals, blur)
+        light = light + tint * facing[..., None]
     return light
+
+
+def visible(rows, lamp, points, blur):
+    """Share (h, w) of a lamp (3) that points (h, w, 3) see, by its depth map; softer with blur."""
+    down = np.array([[1, 0, 0], [0, 0, 1], [0, -1, 0]])
+    depth, _ = trace(rows, (lamp, down, 40 / 180), 180, 180, np.float32)
+    x, y, z = np.moveaxis(points - lamp, -1, 0)
+    x, z = (np.clip(90 + 40 * p / np.maximum(-y, 0.01), blur, 179 - blur) for p in (x, z))
+    around = [(i, j) for i in (-blur, 0, blur) for j in (-blur, 0, blur)]
+    return sum(-y <= depth[(z + i).astype(int), (x + j).astype(int)] + 0.06 for i, j in around) / 9
 
 
 def draw_paint(name, rng):
@@ -309,8 +290,8 @@ def draw_paint(name, rng):
     pair = np.array([list(bytes.fromhex(colour)) for colour in rng.choice(choices, 2)]) / 255
     if MATERIALS[name][0] != DYED:
         pair[1] = 0.8 * pair[0]  # the second colour is a darker first
-    pattern = list(PATTERNS).index(rng.choice(patterns))
-    return (pair * rng.uniform(0.8, 1, (2, 3))) ** 2.2, pattern, rng.uniform(0.16, 0.28), SHINE.get(name, 0)
+    colours = (pair * rng.uniform(0.8, 1, (2, 3))) ** 2.2
+    return colours, list(PATTERNS).index(rng.choice(patterns)), rng.uniform(0.16, 0.28), SHINE.get(name, 0)
 
 
 def paint(rows, camera, room, height, width, rng):
@@ -324,10 +305,8 @@ def paint(rows, camera, room, height, width, rng):
     at, value = local / length[p][..., None] + np.float32(0.5), np.zeros_like(depth)
     for i, draw in enumerate(PATTERNS.values()):
         value[pattern[p] == i] = draw(at[pattern[p] == i].T)
-    slant = abs((unit(points - np.float32(camera[0])) * normals).sum(-1))
-    rays = 2 * width * camera[2] * length[p] * np.maximum(slant, 0.1) / depth  # per unit
-    value = (value * np.clip(1.3 - 2.5 / rays, 0, 1))[..., None]  # what is too fine fades
-    albedo = (1 - value) * colours[p, 0] + value * colours[p, 1]
+    value *= np.clip(camera[2] * width / depth / 30, 0, 1)  # what is far is too fine, and fades
+    albedo = colours[p, 0] + value[..., None] * (colours[p, 1] - colours[p, 0])
     light = illuminate(rows, room, points, normals, rng) + shine[p][..., None]
     colour = 1 - np.exp(-rng.uniform(1.25, 1.6) * albedo * light)
     colour = colour.reshape(height, 2, width, 2, 3).mean((1, 3)) ** (1 / 2.2)
@@ -354,8 +333,7 @@ def render_room(seed, height, width):
     (H, W) float32, metres along the optical axis; normal (H, W, 3) float16 in camera axes, towards
     the camera: a floor has y about -1; focal, in pixels from ((W - 1) / 2, (H - 1) / 2).
     """
-    geometry, look = (np.random.Generator(np.random.PCG64(stream))
-                      for stream in np.random.SeedSequence(seed).spawn(2))
+    geometry, look = map(np.random.default_rng, np.random.SeedSequence(seed).spawn(2))
     room = Room(geometry)
     rows, camera = np.concatenate(room.things), room.camera
     with np.errstate(divide="ignore", invalid="ignore"):
