@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Rendered rooms with exact labels of all six tasks, the toy data set; numpy only.
 
-A room is a list of solids that rays are traced against: its labels are exact, not estimated. World:
-metres, right-handed, y up, x and z along the floor. Camera: x right, y down, z forward, the optical
-axis. A solid is a unit shape seen through its frame, q = axes @ (point - centre) / size.
+A room is a list of solids that rays are traced against, so its labels are exact. World: metres,
+right-handed, y up, x and z along the floor. Camera: x right, y down, z forward. A solid is a unit
+shape seen through its frame, q = axes @ (point - centre) / size.
 """
 
 import math
@@ -144,6 +144,7 @@ def thing(name, rng):
 # --------------------------------------------------------------------------------------- furnishing
 class Room:
     """things, SOLID rows of each; size (3), metres; camera: eye (3), axes (3, 3), focal / width."""
+
     def __init__(self, rng):
         self.rng, self.things, self.taken = rng, [], []
         self.size = rng.uniform((3.6, 2.3, 4.2), (5.0, 2.7, 5.6))
@@ -160,11 +161,11 @@ class Room:
 
     def put(self, name, body, position=(0, 0, 0), yaw=0.0, aside=0.0, paint=None):
         """Move a thing aside, turn and move it; `paint`: the instance whose colours it shares."""
-        cos, sin, number = math.cos(yaw), math.sin(yaw), len(self.things)
-        turn, body = np.array([[cos, 0, -sin], [0, 1, 0], [sin, 0, cos]]), np.array(body, SOLID)
+        c, s, number = math.cos(yaw), math.sin(yaw), len(self.things)
+        turn, body = np.array([[c, 0, -s], [0, 1, 0], [s, 0, c]]), np.array(body, SOLID)
         body["centre"] = (body["centre"] + (aside, 0, 0)) @ turn + position
-        body["axes"] = body["axes"] @ turn
-        body["semseg"], body["instance"] = CLASSES.index(name), number
+        body["axes"], body["semseg"] = body["axes"] @ turn, CLASSES.index(name)
+        body["instance"] = number
         body["paint"] += len(NAMES) * (number if paint is None else paint)
         self.things.append(body)
 
@@ -290,8 +291,8 @@ def draw_paint(name, rng):
     pair = np.array([list(bytes.fromhex(colour)) for colour in rng.choice(choices, 2)]) / 255
     if MATERIALS[name][0] != DYED:
         pair[1] = 0.8 * pair[0]  # the second colour is a darker first
-    colours = (pair * rng.uniform(0.8, 1, (2, 3))) ** 2.2
-    return colours, list(PATTERNS).index(rng.choice(patterns)), rng.uniform(0.16, 0.28), SHINE.get(name, 0)
+    pair, pattern = (pair * rng.uniform(0.8, 1, (2, 3))) ** 2.2, rng.choice(patterns)
+    return pair, list(PATTERNS).index(pattern), rng.uniform(0.16, 0.28), SHINE.get(name, 0)
 
 
 def paint(rows, camera, room, height, width, rng):
