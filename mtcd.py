@@ -118,9 +118,9 @@ class CrossTaskContrast(nn.Module):
         """task -> (B, C, h, w), task -> (B, H, W) or (B, K, H, W) of any size -> the scalar loss,
         to which a target without a source or without any triplet adds exactly 0."""
         sources = {}  # drawn before any pixel: then all processes of a seed draw the same
-        for target in features:
+        for target in self.tasks:
             others = [task for task in self.tasks if task in labels and task != target]
-            if others:
+            if target in features and others:
                 sources[target] = others[torch.randint(len(others), ()).item()]
         losses = [self.pair_loss(target, source, features[target], labels[source])
                   for target, source in sources.items()]
@@ -165,7 +165,7 @@ class CrossTaskContrast(nn.Module):
     def triplets(self, label, valid, criterion):
         """Per pixel, the first positive and negative (n,) of its candidates; has it both (n,)?"""
         n, own = len(label), torch.arange(len(label), device=label.device)
-        other = torch.randint(n, (n, self.candidates), device=label.device)
+        other = torch.randint(max(n, 1), (n, self.candidates), device=label.device)
         usable = valid[:, None] & valid[other] & (other != own[:, None])
         gap = criterion.distance(label[:, None], label[other])  # (n, candidates)
         positive = usable & (gap <= criterion.positive)
@@ -792,9 +792,8 @@ def report(net, config, out, device, workers):
         return
     with replacing(out / "preview.png") as part:
         pictures.preview(samples, dataset.classes).save(part, "PNG")
-    for name, content in (("config.json", config), ("metrics.json", metrics)):
-        with replacing(out / name) as part:
-            part.write_text(json.dumps(content, indent=1))
+    write_json(out / "config.json", config)
+    write_json(out / "metrics.json", metrics)
     print(f"\nval split of {config['data']}, {len(dataset)} images:")
     for task, figures in metrics.items():
         name, unit, higher = TASKS[task].metric, TASKS[task].unit, TASKS[task].higher_is_better
@@ -818,6 +817,11 @@ def replacing(path):
     finally:
         with suppress(OSError):
             part.unlink()
+
+
+def write_json(path, content):
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1))
 
 
 def load_weights(path, *keys):
@@ -945,8 +949,10 @@ def train(args, config, device, contrast=CrossTaskContrast):
     if args.resume and (out / "last.pt").exists():
         start, log = resume(out, config, objective, optimiser, schedule)
     elif rank == 0:  # an older run's would pass for this one's
-        for name in ("log.csv", "last.pt", "config.json", "metrics.json", "preview.png"):
+        for name in ("log.csv", "metrics.json", "preview.png"):
             (out / name).unlink(missing_ok=True)
+    if rank == 0:
+        write_json(out / "config.json", config)
     if args.compile:
         objective.net.features = torch.compile(objective.net.features)
     parallel = objective if world == 1 else nn.parallel.DistributedDataParallel(
@@ -981,9 +987,9 @@ def train(args, config, device, contrast=CrossTaskContrast):
             means, pending = torch.stack(pending).mean(0).tolist(), []  # here a GPU is waited for
             ruined = [name for name, mean in zip(losses, means) if not math.isfinite(mean)]
             if in_any_process(ruined or saving and not is_sound(objective, images)):
-                raise UserError(
-                    f"{' '.join(ruined) or 'the network'} not finite at iteration {iteration}; "
-                    f"{out / 'last.pt'}, if there, is from before: --resume with a smaller --lr")
+                raise UserError(f"{' '.join(ruined) or 'the network'} not finite at iteration "
+                                f"{iteration}; what this run has saved is from before: go on with "
+                                "--resume and a smaller --lr")
             now, seconds = time.monotonic(), (time.monotonic() - begun) / (iteration - start)
             row = {**dict(zip(losses, means)), "lr": rate, "images_per_s": args.batch_size / seconds}
             row = {name: f"{value:.4g}" for name, value in row.items()}
