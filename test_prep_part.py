@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from functools import partial
@@ -417,6 +418,15 @@ def test_truncated_mat_is_never_half_read(tmp_path):
             assert "c.mat" in str(error)
         else:
             assert (got == label).all()
+
+
+def test_what_goes_wrong_is_one_line_and_warnings_are_silent(tmp_path):
+    save(tmp_path / "a.txt", "x")
+    with warnings.catch_warnings(), pytest.raises(data_prep.PrepError, match="a.txt: two lines$"):
+        warnings.simplefilter("error")
+        with data_prep.reading(tmp_path / "a.txt"):
+            warnings.warn("noise", stacklevel=1)
+            raise ValueError("two\nlines")
 
 
 def test_wrong_values_and_sizes(tmp_path, capfd):
