@@ -33,7 +33,7 @@ def to_8_bits(picture):
     values = np.asarray(picture)
     low, high = values.min(), values.max()  # NaN where any value is NaN
     if not (low >= 0 and high <= WHITES[-1]):
-        raise ValueError(f"its values, {low:g} to {high:g}, are not in 0 to 65535; save it with 8 bits")
+        raise ValueError(f"values {low:g} to {high:g} are not in 0 to 65535; save it with 8 bits")
     white = next(white for white in WHITES if high <= white)
     return Image.fromarray(np.rint(values * np.float32(255 / white)).astype(np.uint8))
 
@@ -122,10 +122,7 @@ def predict(args):
             continue
         predictions = predict_picture(net, picture, max(config["size"]), device)
         for task, prediction in predictions.items():
-            if not prediction.isfinite().all():
-                raise mtcd.UserError(
-                    f"{args.checkpoint}: the {task} prediction of {path} is not finite; "
-                    "the weights are damaged, or training diverged")
+            mtcd.check_finite(task, prediction, path)
         name = free_name(path, out, taken)
         with mtcd.replacing(out / f"{name}.png") as part:
             draw(picture, predictions, config["classes"]).save(part, "PNG")
@@ -139,8 +136,10 @@ def predict(args):
 
 def main(argv=None):
     """The command line -> exit status."""
-    parser = mtcd.Parser("python -m extras.predict", description=__doc__,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m extras.predict", description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.error = mtcd.refuse
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="last.pt of a run")
     parser.add_argument("--out", default="predictions", metavar="DIR", help="default: %(default)s")
