@@ -3,30 +3,25 @@
 
     python -m extras.compare runs/BASELINE runs/OURS ... [--markdown]
 
-A RUN is a folder with config.json and metrics.json; the first is the baseline of Delta_m, the mean
-relative gain over the tasks. Runs that differ only in the seed share a row: mean, deviation, and
-the 95 % confidence interval (Student's t) of Delta_m, taken seed by seed. So do the single-task
-runs of otherwise equal settings.
+The first RUN is the baseline of Delta_m, the mean relative gain over the tasks. Runs that differ
+only in the seed share a row: mean, deviation, and the 95 % confidence interval (Student's t) of
+Delta_m, taken seed by seed. So do the single-task runs of otherwise equal settings.
 """
-import argparse
-import functools
 import json
 import math
-import statistics
 import sys
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
+from statistics import fmean, stdev
 
 from scipy.special import stdtrit
 
 import mtcd
-from mtcd import TASKS
 
 
 def sign(shown, plain):
     """The sign, or a plain one where standard output's encoding lacks it."""
-    lacks = shown.encode(sys.stdout.encoding or "utf-8", "replace") == b"?"
-    return plain if lacks else shown
-
+    return plain if shown.encode(sys.stdout.encoding or "utf-8", "replace") == b"?" else shown
 
 
 def read_runs(folders):
@@ -37,10 +32,10 @@ def read_runs(folders):
             config = json.loads((folder / "config.json").read_text())
             metrics = json.loads((folder / "metrics.json").read_text())
             seed, tasks = config.pop("seed"), config["tasks"]
-            values = {task: metrics[task][TASKS[task].metric] for task in tasks}
+            values = {task: metrics[task][mtcd.TASKS[task].metric] for task in tasks}
+            values = {task: None if v is None else float(v) for task, v in values.items()}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            reason = f"{type(error).__name__} {error}"
-            raise mtcd.UserError(f"{folder} is not a finished run's folder: {reason}") from error
+            raise mtcd.UserError(f"{folder} is no finished run: {mtcd.plain(error)}") from error
         single = len(tasks) == 1
         for name in ("channels", "classes", *["tasks", "contrast"] * single):
             config.pop(name, None)
@@ -56,26 +51,26 @@ def read_runs(folders):
 
 
 def delta_m(values, base):
-    """The field's Delta_m: mean relative gain of {task: value} in percent, worse being negative,
-    over the tasks that both have, with a base other than 0; nan without any."""
-    shared = [task for task, value in values.items() if value is not None and base.get(task)]
-    gains = [(values[task] - base[task]) / base[task] * (1 if TASKS[task].higher_is_better else -1)
-             for task in shared]
-    return 100 * statistics.fmean(gains) if gains else math.nan
+    """Mean gain of {task: value} in percent of {task: value}, worse being negative; or nan."""
+    sense = {task: 1 if row.higher_is_better else -1 for task, row in mtcd.TASKS.items()}
+    gains = [(values[task] - base[task]) / base[task] * sense[task]
+             for task in values if values[task] is not None and base.get(task)]
+    return 100 * fmean(gains) if gains else math.nan
 
 
 def spread(values, show="{:.2f}".format):
     """Mean, with the standard deviation of several, as `show` writes them; "-" of none."""
-    mean = show(statistics.fmean(values)) if values else "-"
-    return f"{mean} {sign('±', '+-')} {show(statistics.stdev(values))}" if len(values) > 1 else mean
+    if len(values) < 2:
+        return show(values[0]) if values else "-"
+    return f"{show(fmean(values))} {sign('±', '+-')} {show(stdev(values))}"
 
 
 def interval(values):
     """95 % confidence interval of the mean by Student's t: (low, high), nan of fewer than two."""
     if len(values) < 2:
         return math.nan, math.nan
-    mean = statistics.fmean(values)
-    half = stdtrit(len(values) - 1, 0.975) * statistics.stdev(values) / len(values) ** 0.5
+    mean = fmean(values)
+    half = stdtrit(len(values) - 1, 0.975) * stdev(values) / len(values) ** 0.5
     return mean - half, mean + half
 
 
@@ -87,28 +82,25 @@ def values_of(row, task):
 def gains_of(row, first):
     """Delta_m of each run of a row over the first row's of its seed, or, where that lacks the seed
     or a task, over the first row's mean; was every run paired?"""
-    mean = {task: statistics.fmean(values) for task in TASKS if (values := values_of(first, task))}
-    gains, paired = [], True
+    mean = {task: fmean(values) for task in mtcd.TASKS if (values := values_of(first, task))}
+    gains, paired = [], []
     for seed, run in row.items():
         base = first.get(seed, {})
-        pair = all(base.get(task) is not None for task in mean if run.get(task) is not None)
-        gains.append(delta_m(run, base if pair else mean))
-        paired = paired and pair
-    return [gain for gain in gains if not math.isnan(gain)], paired
+        paired.append(all(base.get(t) is not None for t in mean if run.get(t) is not None))
+        gains.append(delta_m(run, base if paired[-1] else mean))
+    return [gain for gain in gains if not math.isnan(gain)], all(paired)
 
 
 def task_column(task, rows, bold):
     """A task's cells, its heading first: mean and deviation per row, the best mean in `bold`."""
     column = [values_of(row, task) for row in rows]
-    means = [statistics.fmean(values) for values in column if values]
-    if TASKS[task].higher_is_better:
-        best, arrow = max(means, default=None), sign("↑", "(up)")
-    else:
-        best, arrow = min(means, default=None), sign("↓", "(down)")
-    cells = [f"{task} {TASKS[task].metric} [{TASKS[task].unit}] {arrow}"]
+    higher = mtcd.TASKS[task].higher_is_better
+    best = (max if higher else min)((fmean(values) for values in column if values), default=None)
+    arrow = sign("↑", "(up)") if higher else sign("↓", "(down)")
+    cells = [f"{task} {mtcd.TASKS[task].metric} [{mtcd.TASKS[task].unit}] {arrow}"]
     for values in column:
-        text = spread(values, functools.partial(mtcd.show, task))
-        cells.append(bold.format(text) if values and statistics.fmean(values) == best else text)
+        text = spread(values, lambda value: mtcd.show(task, value))
+        cells.append(bold.format(text) if values and fmean(values) == best else text)
     return cells
 
 
@@ -129,7 +121,7 @@ def print_comparison(rows, markdown=False):
     runs = list(rows.values())
     seeds = [f" ({len(row)} seeds)" if len(row) > 1 else "" for row in runs]
     columns = [["", *map(str.__add__, rows, seeds)]]
-    for task in TASKS:
+    for task in mtcd.TASKS:
         if any(task in run for row in runs for run in row.values()):
             columns.append(task_column(task, runs, "**{}**" if markdown else "{}"))
     columns = [[cell.ljust(max(map(len, column))) for cell in column]
@@ -140,20 +132,18 @@ def print_comparison(rows, markdown=False):
         print("| " + " | ".join(line) + " |" if markdown else "  ".join(line).rstrip())
 
 
-def compare(args):
-    print_comparison(read_runs(args.runs), args.markdown)
-
-
 def main(argv=None):
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m extras.compare", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser("python -m extras.compare", description=__doc__,
+                            formatter_class=RawDescriptionHelpFormatter)
     parser.error = mtcd.refuse
-    parser.add_argument("runs", nargs="+", metavar="RUN")
+    parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
-    return mtcd.exit_status("extras.compare", lambda: compare(parser.parse_args(argv)))
+    def job():
+        args = parser.parse_args(argv)
+        print_comparison(read_runs(args.runs), args.markdown)
+    return mtcd.exit_status("extras.compare", job)
 
 
 if __name__ == "__main__":

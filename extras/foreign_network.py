@@ -1,7 +1,6 @@
 # SPDX-License-Identifier: MIT
 """The regulariser in a network that is not ours: torchvision's DeepLabV3 with heads for two tasks.
-
-    python -m extras.foreign_network [data/toy.h5 [ITERATIONS]]      python mtcd.py makes the file"""
+    python -m extras.foreign_network [data/toy.h5 [ITERATIONS]]   (python mtcd.py makes the file)"""
 import sys
 
 import h5py
@@ -22,8 +21,7 @@ backbone = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None).bac
 heads = nn.ModuleDict({task: deeplabv3.DeepLabHead(960, 256) for task in ("semseg", "depth")})
 predictors = nn.ModuleDict({"semseg": nn.Conv2d(256, classes, 1), "depth": nn.Conv2d(256, 1, 1)})
 contrast = CrossTaskContrast(["semseg", "depth"], channels=256)
-modules = backbone, heads, predictors, contrast
-optimiser = torch.optim.Adam([{"params": module.parameters()} for module in modules], 1e-3)
+optimiser = torch.optim.Adam(nn.ModuleList([backbone, heads, predictors, contrast]).parameters())
 for iteration in range(1, int(iterations) + 1):
     rows = torch.randperm(len(data["image"]))[:8].sort().values.numpy()
     image = torch.from_numpy(data["image"][rows]).permute(0, 3, 1, 2) / 255 - 0.5  # (8, 3, H, W)
@@ -31,8 +29,8 @@ for iteration in range(1, int(iterations) + 1):
     shared = backbone(image)["out"]  # (8, 960, H/16, W/16)
     features = {task: head(shared) for task, head in heads.items()}  # (8, 256, H/16, W/16) each
     guess = [F.interpolate(predictors[t](features[t]), depth.shape[1:], mode="bilinear") for t in heads]
-    depth_loss = (guess[1][:, 0] - depth)[depth > 0].abs().mean()
-    task_loss = depth_loss + F.cross_entropy(guess[0], semseg.long(), ignore_index=255)
+    task_loss = F.cross_entropy(guess[0], semseg.long(), ignore_index=255)
+    task_loss += (guess[1][:, 0] - depth)[depth > 0].abs().mean()
     regulariser = contrast(features, {"semseg": semseg, "depth": depth})
     optimiser.zero_grad()
     (task_loss + 2.0 * regulariser).backward()

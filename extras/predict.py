@@ -10,11 +10,11 @@ white is the smallest of 1, 255, 1023, 4095, 16383 and 65535 that no value excee
 sees the picture with its longer side shrunk to that of its training images, while the arrays have
 full size: about 20 bytes of memory per pixel of the picture, and 26 on the disk for all six tasks.
 """
-import argparse
 import itertools
 import sys
 import warnings
 import zipfile
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -126,8 +126,7 @@ def predict(args):
         name = free_name(path, out, taken)
         with mtcd.replacing(out / f"{name}.png") as part:
             draw(picture, predictions, config["classes"]).save(part, "PNG")
-        size = picture.size[::-1]
-        del picture  # the arrays need the memory
+        size, picture = picture.size[::-1], None  # the arrays need the memory
         save_arrays(out / f"{name}.npz", predictions, size)
         print(f"{path} -> {out / name}.png, .npz")
     if failed:
@@ -136,9 +135,8 @@ def predict(args):
 
 def main(argv=None):
     """The command line -> exit status."""
-    parser = argparse.ArgumentParser(
-        "python -m extras.predict", description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = ArgumentParser("python -m extras.predict", description=__doc__,
+                            formatter_class=RawDescriptionHelpFormatter)
     parser.error = mtcd.refuse
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="last.pt of a run")
