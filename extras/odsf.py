@@ -30,6 +30,7 @@ import threading
 import time
 from collections import deque
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from multiprocessing import connection
 from pathlib import Path
 
 import numpy as np
@@ -252,15 +253,15 @@ def f_scores(counts: np.ndarray) -> np.ndarray:
     return 200 * matched / np.maximum(predicted + true, 1)
 
 
-def start_worker() -> None:
-    """A worker leaves signals to its parent, and ends when the parent does, however that ends."""
+def start_worker(stop: connection.Connection) -> None:
+    """A worker leaves signals to its parent. It ends when the parent does, however that ends, or sends a stop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # what a terminal or a scheduler sends to the parent's group passes the worker by
 
     def watch():
-        multiprocessing.parent_process().join()
+        connection.wait([multiprocessing.parent_process().sentinel, stop])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -276,7 +277,8 @@ class Counter:
     def __init__(self, max_dist: float, workers: int = 0):
         self.max_dist, self.workers, self.done, self.in_flight = max_dist, workers, [], deque()
         context = multiprocessing.get_context("fork" if sys.platform == "linux" else None)
-        self.pool = ProcessPoolExecutor(workers, context, start_worker) if workers else None
+        receiver, self.stop = context.Pipe(duplex=False)
+        self.pool = ProcessPoolExecutor(workers, context, start_worker, (receiver,)) if workers else None
 
     def add(self, probability: np.ndarray, label: np.ndarray) -> None:
         """As count_boundaries, whose ValueError may come with a later call."""
@@ -295,6 +297,8 @@ class Counter:
         return np.array(self.done, np.int64).reshape(-1, 3, THRESHOLDS.size)
 
     def close(self) -> None:
+        if self.in_flight:  # interrupted: wait for nothing
+            self.stop.send(None)
         if self.pool:
             self.pool.shutdown(cancel_futures=True)
 
@@ -448,7 +452,7 @@ def main(argv=None) -> int:
     try:
         run(parser.parse_args(argv))
     except KeyboardInterrupt:
-        print("odsf: stopped, nothing is written", file=sys.stderr)
+        print(f"{'odsf: stopped, nothing is written':50}", file=sys.stderr)  # over the progress
         return 130
     except ImportError as error:
         print(f"odsf: {error}: pip install pillow matplotlib", file=sys.stderr)
