@@ -7,10 +7,10 @@ The first RUN is the baseline of Delta_m, the mean relative gain over the tasks.
 only in the seed share a row: mean, deviation, and the 95 % confidence interval (Student's t) of
 Delta_m, taken seed by seed. So do the single-task runs of otherwise equal settings.
 """
+import argparse
 import json
 import math
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 from statistics import fmean, stdev
 
@@ -58,11 +58,10 @@ def delta_m(values, base):
     return 100 * fmean(gains) if gains else math.nan
 
 
-def spread(values, show="{:.2f}".format):
-    """Mean, with the standard deviation of several, as `show` writes them; "-" of none."""
-    if len(values) < 2:
-        return show(values[0]) if values else "-"
-    return f"{show(fmean(values))} {sign('±', '+-')} {show(stdev(values))}"
+def spread(values, digits=2):
+    """Mean, with the standard deviation of several; "-" of none."""
+    mean = f"{fmean(values):.{digits}f}" if values else "-"
+    return f"{mean} {sign('±', '+-')} {stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def interval(values):
@@ -96,10 +95,10 @@ def task_column(task, rows, bold):
     column = [values_of(row, task) for row in rows]
     higher = mtcd.TASKS[task].higher_is_better
     best = (max if higher else min)((fmean(values) for values in column if values), default=None)
-    arrow = sign("↑", "(up)") if higher else sign("↓", "(down)")
-    cells = [f"{task} {mtcd.TASKS[task].metric} [{mtcd.TASKS[task].unit}] {arrow}"]
+    arrow, unit = sign("↑", "(up)") if higher else sign("↓", "(down)"), mtcd.TASKS[task].unit
+    cells = [f"{task} {mtcd.TASKS[task].metric} [{unit}] {arrow}"]
     for values in column:
-        text = spread(values, lambda value: mtcd.show(task, value))
+        text = spread(values, 4 if unit == "m" else 2)
         cells.append(bold.format(text) if values and fmean(values) == best else text)
     return cells
 
@@ -134,9 +133,8 @@ def print_comparison(rows, markdown=False):
 
 def main(argv=None):
     """The command line -> exit status."""
-    parser = ArgumentParser("python -m extras.compare", description=__doc__,
-                            formatter_class=RawDescriptionHelpFormatter)
-    parser.error = mtcd.refuse
+    parser = mtcd.Parser("python -m extras.compare", description=__doc__,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 

@@ -9,10 +9,10 @@ to positive and to negative in every task's features: of random weights, of the 
 its projected features, which are what the paper shows. Prints how often the positive is nearer
 and draws the distances, consistency.png beside the checkpoint or in --out.
 """
+import argparse
 import importlib.util
 import math
 import sys
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -121,13 +121,13 @@ def consistency(args):
     projectors = contrast.projectors if trained else {}
     plain, projected = triplet_distances(net, contrast, projectors, dataset, device)
     spaces = {"features, random weights": before, "features": plain}
-    spaces |= {"projected features": projected} if projected else {}
+    if projected:
+        spaces["projected features"] = projected
     print("Percent of random triplets whose positive is nearer than the negative; 50 is chance.\n"
           "Rows: whose features. Columns: whose labels tell positives from negatives.")
     for title, space in spaces.items():
         print_shares(title, tasks, space)
     out = Path(args.out or Path(args.checkpoint).parent)
-    mtcd.make_folder(out)
     with mtcd.replacing(out / "consistency.png") as part:
         draw(tasks, spaces).savefig(part, format="png")
     print(f"\n{out / 'consistency.png'}")
@@ -135,9 +135,8 @@ def consistency(args):
 
 def main(argv=None):
     """The command line -> exit status."""
-    parser = ArgumentParser("python -m extras.consistency", description=__doc__,
-                            formatter_class=RawDescriptionHelpFormatter)
-    parser.error = mtcd.refuse
+    parser = mtcd.Parser("python -m extras.consistency", description=__doc__,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="last.pt of a run")
     parser.add_argument("--data", metavar="FILE", help="default: that of the run")
     parser.add_argument("--out", metavar="DIR", help="default: the folder of the checkpoint")

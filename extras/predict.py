@@ -10,11 +10,11 @@ white is the smallest of 1, 255, 1023, 4095, 16383 and 65535 that no value excee
 sees the picture with its longer side shrunk to that of its training images, while the arrays have
 full size: about 20 bytes of memory per pixel of the picture, and 26 on the disk for all six tasks.
 """
+import argparse
 import itertools
 import sys
 import warnings
 import zipfile
-from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from pathlib import Path
 
 import numpy as np
@@ -112,7 +112,6 @@ def predict(args):
     net, config, _ = mtcd.load_network(args.checkpoint, device)
     net.eval()
     out, failed, taken = Path(args.out), 0, {Path(path).resolve() for path in args.images}
-    mtcd.make_folder(out)
     for path in map(Path, args.images):
         try:
             picture = read_picture(path)
@@ -135,9 +134,8 @@ def predict(args):
 
 def main(argv=None):
     """The command line -> exit status."""
-    parser = ArgumentParser("python -m extras.predict", description=__doc__,
-                            formatter_class=RawDescriptionHelpFormatter)
-    parser.error = mtcd.refuse
+    parser = mtcd.Parser("python -m extras.predict", description=__doc__,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("images", nargs="+", metavar="IMAGE")
     parser.add_argument("--checkpoint", required=True, metavar="FILE", help="last.pt of a run")
     parser.add_argument("--out", default="predictions", metavar="DIR", help="default: %(default)s")

@@ -236,12 +236,11 @@ def test_predictions_that_are_not_finite_are_refused(trained, tmp_path, capsys, 
     Image.new("RGB", (40, 30)).save(tmp_path / "a.png")
     assert run_predict(trained, tmp_path / "out", tmp_path / "a.png") == 2
     one_line(capsys, "semseg", "a.png", "not finite")
-    assert not list((tmp_path / "out").iterdir())
+    assert not (tmp_path / "out").exists()
 
 
 def test_arrays_are_those_of_the_whole_map_resized(trained, tmp_path):
-    net, config, _ = mtcd.load_network(trained / "last.pt", CPU)
-    net.eval()
+    net = mtcd.load_network(trained / "last.pt", CPU)[0].eval()
     picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (48, 60, 3), dtype=np.uint8))
     outputs = predict.predict_picture(net, picture, 30, CPU)
     assert {output.shape[2:] for output in outputs.values()} == {(24, 30)}
@@ -444,7 +443,7 @@ def test_consistency_ends_in_one_line(trained, tmp_path, capsys, monkeypatch):
     assert run_consistency(trained / "last.pt", "--data", gone, "--out", tmp_path) == 2
     one_line(capsys, "gone.h5", "data_prep.py")
     assert not list(tmp_path.iterdir())
-    net, config, state = mtcd.load_network(trained / "last.pt", CPU)
+    net, config, _ = mtcd.load_network(trained / "last.pt", CPU)
     other = {"projectors.albedo_from_depth.0.weight": torch.ones(1)}
     monkeypatch.setattr(mtcd, "load_network", lambda *_: (net, dict(config), other))
     assert run_consistency(trained / "last.pt") == 2
