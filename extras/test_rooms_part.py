@@ -119,7 +119,7 @@ def test_normals_agree_with_finite_differences_of_the_points(some_rooms):
         cosine = (n * normal_of(room)).sum(-1)[away_from_boundaries(room)]
         errors.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
     errors = np.concatenate(errors)
-    assert np.median(errors) < 0.1 and (errors < 5).mean() > 0.9  # the rest: edges inside an instance
+    assert np.median(errors) < 0.1 and (errors < 5).mean() > 0.9  # the rest: edges in an instance
 
 
 def test_boundaries_lie_where_depth_class_or_direction_change(some_rooms):
