@@ -354,8 +354,8 @@ def prepare(item, read, size):
         dtype, tail, ignored, _ = FORMAT[name]
         padded[name] = np.full((*size, *tail), ignored, dtype)
         padded[name][:height, :width] = array
-        values = array if ignored else np.where(array.reshape(height, width, -1).any(2), 0, 255)
         if name != "image":
+            values = array if ignored else np.where(array.reshape(height, width, -1).any(2), 0, 255)
             counts[name] = np.bincount(values.ravel(), minlength=256)
     padded["crc32"] = np.uint32(checksum(padded | {"id": item[0].encode()}))
     return padded, counts

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import warnings
 import zipfile
 import zlib
 from functools import partial
@@ -419,6 +420,15 @@ def test_truncated_mat_is_never_half_read(tmp_path):
             assert (got == label).all()
 
 
+def test_what_goes_wrong_is_one_line_and_warnings_are_silent(tmp_path):
+    save(tmp_path / "a.txt", "x")
+    with warnings.catch_warnings(), pytest.raises(data_prep.PrepError, match="a.txt: two lines$"):
+        warnings.simplefilter("error")
+        with data_prep.reading(tmp_path / "a.txt"):
+            warnings.warn("noise", stacklevel=1)
+            raise ValueError("two\nlines")
+
+
 def test_wrong_values_and_sizes(tmp_path, capfd):
     write_nyud(tmp_path / "nyud")
     write_pascal(tmp_path / "pascal")
@@ -436,7 +446,7 @@ def test_wrong_values_and_sizes(tmp_path, capfd):
             (f"pascal-context/trainval/{two}.mat", {"LabelMap": b2}, "shape"),
             (f"pascal-context/trainval/{two}.mat", {"labels": b2}, "LabelMap"),
             (f"human_parts/{two}.mat", {"anno": people([(15, [("head", b2)])], (1, 1))}, "head"),
-            (f"human_parts/{two}.mat", {"anno": people([(15, [("tail", 0 * b2)])], (1, 1))}, "tail")):
+            (f"human_parts/{two}.mat", {"anno": people([(15, [("tail", b2)])], (1, 1))}, "tail")):
         root = tmp_path / ("nyud" if "b2" in name else "pascal")
         good = (root / name).read_bytes()
         save(root / name, **value) if isinstance(value, dict) else save(root / name, value)

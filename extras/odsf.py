@@ -144,7 +144,7 @@ def grow_trees(roots: np.ndarray, a: Side, b: Side) -> tuple[np.ndarray, np.ndar
 
     -> end (roots,): the free vertex of b that a tree has met, -1 if none; parent (vertices of b,): the way back.
     """
-    near, chunk = a.near.T, 1 << 14  # near (N + 1, D); in chunks, to bound the memory
+    near, chunk = a.near.T, 1 << 11  # near (N + 1, D); chunks fit the cache and bound the memory
     mate, fresh, parent = b.mate.ravel(), b.present.flatten(), np.empty(b.mate.size, np.int32)
     end, tree, frontier = np.full(roots.size, -1), np.arange(roots.size, dtype=np.int32), roots.astype(np.int32)
     while frontier.size:
@@ -153,7 +153,7 @@ def grow_trees(roots: np.ndarray, a: Side, b: Side) -> tuple[np.ndarray, np.ndar
             part, branch = frontier[first : first + chunk], tree[first : first + chunk]
             pixel, plane = np.divmod(part, a.planes)
             reached = (near[pixel] + plane[:, None]).ravel()
-            new = np.flatnonzero(fresh[reached])
+            new = np.flatnonzero(fresh.take(reached))
             reached, source = reached[new], new // near.shape[1]
             parent[reached] = part[source]
             won = parent[reached] == part[source]  # several may reach for one vertex: the last has it

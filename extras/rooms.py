@@ -32,7 +32,7 @@ PATTERNS = {  # share of the second colour at p (3, n), in units of 0.16 to 0.28
 WOOD = "c99b66 a87444 8a5a34 6b4429 54331f d8b98a"
 DYED = "c43c39 e07b39 e8b93c 4f8a4b 2f7f86 35619c 6b4a8c b2527e 8a5a3c d9d2c5 3b3f4a 7d8a94"
 MATERIALS = {  # sRGB colours and patterns to draw from
-    "plaster": ("e9e4d8 d9c9a8 b9cfd8 a9c3a0 d8a88a c8b5cf e3cf7a 8fb0c4 cf8f80", "plain stripes"),
+    "plaster": ("e9e4d8 d9c9a8 b9cfd8 a9c3a0 d8a88a c8b5cf e3cf7a 8fb0c4", "plain plain stripes"),
     "ceiling": ("f4f2ec ece8dc e6ecef", "plain"),
     "boards": (WOOD, "planks"),
     "tiling": ("b8aea0 8f979c c9b49a 6f7c78 a65f48 54606b", "tiles tiles checks"),
@@ -45,7 +45,6 @@ MATERIALS = {  # sRGB colours and patterns to draw from
     "skin": ("f0c8a8 e0ac84 c68a5e a0683f 7a4a2c 5a3520", "plain"),
     "hair": ("1e1a18 3a2618 6b4526 b98a4a 9a9690 7a2f1c", "plain"),
     "leaf": ("2f7a35 4a9440 1f5a30 7aa83c", "waves"),
-    "metal": ("2b2d30 6d7075 b08d4a d8d8d8", "plain"),
     "screen": ("0b0d12 14181f 101a2a", "plain"),
     "shade": ("ffdf90 ffc870 ffecc0", "plain"),
     "sky": ("9fd0f7 b8dcf5 78b4ee e8c89a", "plain"),
@@ -119,7 +118,7 @@ def thing(name, rng):
         + solid(BOX, (0, 0.9 + y, 0), (0.03, y, 0.06), "lacquer")
         + solid(BOX, (0, 0.9 + y, 0), (x, 0.03, 0.06), "lacquer"),
         "picture": pane(x - 0.15, y - 0.2, 1.4 - z, 0.02, "fabric", "wood"),
-        "television": pane(x + 0.05, 0.6 * y, 0.4 + z, 0.04, "screen", "metal"),
+        "television": pane(x + 0.05, 0.6 * y, 0.4 + z, 0.04, "screen", "lacquer"),
         "rug": solid(BOX if z < 0.5 else CYLINDER, (0, 0, 0), (1.8 * x, 0.008, y + z), "fabric"),
         "table": solid(BOX, (0, y + 0.22, 0), (x + 0.05, 0.045, z), "wood")
         + solid(BOX, (x, y / 2 + 0.11, z - 0.05), (0.05, y / 2 + 0.11, 0.05), "wood", FOUR),
@@ -129,8 +128,8 @@ def thing(name, rng):
         "sofa": solid(BOX, (0, 0.21, 0.02), (x + 0.2, 0.21, 0.4), "fabric")
         + solid(BOX, (0, 0.8 * y, -0.32), (x + 0.2, 0.8 * y, 0.12), "fabric")
         + solid(BOX, (x + 0.2, 0.3, 0), (0.11, 0.3, 0.42), "fabric", TWO),
-        "lamp": solid(CYLINDER, (0, 0.03, 0), (0.18, 0.03, 0.18), "metal")
-        + solid(CYLINDER, (0, x + 0.1, 0), (0.035, x + 0.1, 0.035), "metal")
+        "lamp": solid(CYLINDER, (0, 0.03, 0), (0.18, 0.03, 0.18), "lacquer")
+        + solid(CYLINDER, (0, x + 0.1, 0), (0.035, x + 0.1, 0.035), "lacquer")
         + solid(CYLINDER, (0, 2 * x + 0.2, 0), (y / 2, 0.45 * z, y / 2), "shade"),
         "cabinet": solid(BOX, (0, 1.4 * z, 0), (x, 1.4 * z, 0.24), "wood")
         + solid(BOX, (x / 2, 1.4 * z, 0.02), (0.45 * x, 1.25 * z, 0.24), "lacquer", TWO),
@@ -225,21 +224,22 @@ def trace(rows, camera, height, width, dtype):
     x, y = (((np.arange(n) - (n - 1) / 2) / (focal * width)).astype(dtype) for n in (width, height))
     depth, index = np.full((height, width), np.inf, dtype), np.zeros((height, width), np.int16)
     corners = np.array([(i, j, k) for i in (-1, 1) for j, k in FOUR]) * rows["size"][:, None]
-    corners = (corners @ rows["axes"] + (rows["centre"] - eye)[:, None]) @ axes.T  # (n, 8, 3)
+    corners = (corners @ rows["axes"] + (rows["centre"] - eye)[:, None]) @ axes.T
+    u, v, z = np.moveaxis(corners, -1, 0)  # (n, 8), in camera axes
     frames = rows["axes"] / rows["size"][..., None]
     origins = np.einsum("nij,nj->ni", frames, eye - rows["centre"]).astype(dtype)
     frames = (frames @ axes.T).astype(dtype)  # (n, 3, 3), from the camera's axes
-    for i, (u, v, z) in enumerate(corners.transpose(0, 2, 1)):
-        across, down = slice(0, width), slice(0, height)
-        if z.min() > 0.05:  # in front: only the rectangle round its corners can see it
-            across = slice(*np.searchsorted(x, [(u / z).min(), (u / z).max()]))
-            down = slice(*np.searchsorted(y, [(v / z).min(), (v / z).max()]))
+    left, right = np.searchsorted(x, ((u / z).min(1), (u / z).max(1)))
+    top, bottom = np.searchsorted(y, ((v / z).min(1), (v / z).max(1)))
+    for i in np.flatnonzero(z.max(1) > 0.05):
+        across, down = slice(left[i], right[i]), slice(top[i], bottom[i])  # round its corners
+        if z[i].min() < 0.05:  # it reaches behind the camera
+            across = down = slice(None)
         near = depth[down, across]
-        if near.size and z.max() > 0.05:
-            a, b, c = frames[i].T[..., None, None]
-            t = hit(rows["kind"][i], origins[i], a * x[across] + (b * y[down, None] + c))
-            index[down, across][t < near] = i
-            np.minimum(near, t, out=near)
+        a, b, c = frames[i].T[..., None, None]
+        t = hit(rows["kind"][i], origins[i], a * x[across] + (b * y[down, None] + c))
+        index[down, across][t < near] = i
+        np.minimum(near, t, out=near)
     return depth, index
 
 
@@ -270,8 +270,7 @@ def illuminate(rows, room, points, normals, rng):
         tint = np.float32(power * rng.uniform((0.97, 0.95, 0.8), (1.1, 1, 1.03)))
         to, far = unit(lamp - points), np.linalg.norm(lamp - points, axis=-1)
         facing = np.maximum((to * normals).sum(-1), 0) / (0.6 + (far / 3) ** 2)
-        facing = facing * visible(rows, lamp, points + 0.1 * normals, blur)
-        light = light + tint * facing[..., None]
+        light = light + tint * (facing * visible(rows, lamp, points + 0.1 * normals, blur))[..., None]
     return light
 
 
@@ -316,7 +315,7 @@ def paint(rows, camera, room, height, width, rng):
 
 # ------------------------------------------------------------------------------------------- labels
 def salient(instance, semseg):
-    """What a viewer looks at first, uint8 {0, 1} (H, W); our choice of a rule, see render_room."""
+    """What a viewer looks at first, uint8 {0, 1} (H, W), by our rule, see render_room."""
     ids, pixels = np.unique(instance[semseg >= CLASSES.index("table")], return_counts=True)
     ids = ids[pixels.argsort()][np.sort(pixels) >= 0.01 * instance.size]
     people = np.intersect1d(ids, instance[semseg == CLASSES.index("figure")])

@@ -27,8 +27,7 @@ def points_of(room):
     """Camera-space points (H, W, 3) from depth and focal length: x right, y down, z forward."""
     h, w = room["depth"].shape
     x, y = np.meshgrid(np.arange(w) - (w - 1) / 2, np.arange(h) - (h - 1) / 2)
-    rays = np.stack([x, y, np.full_like(x, room["focal"])], -1)
-    return rays * (room["depth"] / room["focal"])[..., None]
+    return np.dstack([x, y, 0 * x + room["focal"]]) * (room["depth"] / room["focal"])[..., None]
 
 
 def normal_of(room):
@@ -44,13 +43,12 @@ def away_from_boundaries(room):
 def test_types_and_ranges(some_rooms):
     values = {"semseg": range(len(CLASS)), "saliency": (0, 1), "boundary": (0, 1),
               "parsing": (0, 1, 2, 3, 4, 5, 6, 255)}
+    kinds = {task: ((H, W), np.uint8) for task in values}
+    kinds |= {"image": ((H, W, 3), np.uint8), "normal": ((H, W, 3), np.float16)}
+    kinds |= {"depth": ((H, W), np.float32)}
     for room in some_rooms:
-        for task, allowed in values.items():
-            assert room[task].shape == (H, W) and room[task].dtype == np.uint8
-            assert np.isin(room[task], allowed).all()
-        assert room["image"].shape == room["normal"].shape == (H, W, 3)
-        assert room["image"].dtype == np.uint8 and room["normal"].dtype == np.float16
-        assert room["depth"].dtype == np.float32 and room["depth"].shape == (H, W)
+        assert {key: (room[key].shape, room[key].dtype) for key in kinds} == kinds
+        assert all(np.isin(room[task], allowed).all() for task, allowed in values.items())
         assert np.isfinite(room["depth"]).all() and (room["depth"] > 0.2).all()
         assert abs(np.linalg.norm(room["normal"].astype(float), axis=-1) - 1).max() < 1e-3
 
@@ -100,9 +98,8 @@ def test_balls_are_spheres_with_radial_normals(some_rooms):
             if mask.sum() < 25:
                 continue
             p = points_of(room)[mask]  # |p|^2 = 2 p c + (r^2 - |c|^2), linear in the unknown
-            system = np.c_[2 * p, np.ones(len(p))]
-            solution = np.linalg.lstsq(system, (p**2).sum(1), rcond=None)[0]
-            centre, radius = solution[:3], np.sqrt(solution[3] + (solution[:3] ** 2).sum())
+            *centre, rest = np.linalg.lstsq(np.c_[2 * p, p[:, 0] ** 0], (p**2).sum(1))[0]
+            radius = np.sqrt(rest + np.dot(centre, centre))
             assert 0.1 < radius < 0.6
             assert abs(np.linalg.norm(p - centre, axis=1) - radius).max() < 1e-4
             assert abs(normal_of(room)[mask] - (p - centre) / radius).max() < 2e-3
@@ -115,11 +112,10 @@ def test_normals_agree_with_finite_differences_of_the_points(some_rooms):
     for room in some_rooms:
         p = points_of(room)
         n = np.cross(np.gradient(p, axis=0), np.gradient(p, axis=1))
-        n /= np.linalg.norm(n, axis=-1, keepdims=True)
-        cosine = (n * normal_of(room)).sum(-1)[away_from_boundaries(room)]
-        errors.append(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
+        cosine = (n * normal_of(room)).sum(-1) / np.linalg.norm(n, axis=-1)
+        errors.append(np.degrees(np.arccos(cosine.clip(-1, 1)))[away_from_boundaries(room)])
     errors = np.concatenate(errors)
-    assert np.median(errors) < 0.1 and (errors < 5).mean() > 0.9  # the rest: edges inside an instance
+    assert np.median(errors) < 0.1 and (errors < 5).mean() > 0.9  # the rest: edges in an instance
 
 
 def test_boundaries_lie_where_depth_class_or_direction_change(some_rooms):
@@ -149,8 +145,8 @@ def test_parts_are_of_figures_and_in_order(some_rooms):
         rows = [np.nonzero(room["parsing"] == part)[0] for part in (1, 2, 5, 6)]
         if min(map(len, rows)) > 30:
             heights.append([r.mean() for r in rows])
-    order = np.diff(np.mean(heights, 0))  # head, torso, thighs, shins from the top
-    assert len(heights) > 10 and (order > 0).all()
+    assert len(heights) > 10
+    assert (np.diff(np.mean(heights, 0)) > 0).all()  # head, torso, thighs, shins from the top
 
 
 def test_figures_are_in_most_rooms_large_and_seldom_cut(many_rooms):
@@ -169,8 +165,7 @@ def test_salient_are_the_figures_else_one_thing_on_the_floor(some_rooms):
         if mask.any():
             classes = np.unique(room["semseg"][mask])
             assert len(classes) == 1 and classes[0] >= CLASS["table"] and mask.mean() >= 0.01
-        if figure.mean() > 0.04:
-            assert mask[figure].mean() > 0.7  # all but figures of less than 1 %
+        assert figure.mean() < 0.04 or mask[figure].mean() > 0.7  # all but those below 1 %
 
 
 def test_salience_prefers_figures_then_the_largest_and_needs_one_percent():
@@ -182,7 +177,6 @@ def test_salience_prefers_figures_then_the_largest_and_needs_one_percent():
     instance[semseg == CLASS["figure"]], semseg[semseg == CLASS["figure"]] = 0, 0
     assert np.array_equal(rooms.salient(instance, semseg), instance == 1)
     instance[:], semseg[:] = 0, CLASS["floor"]
-    assert not rooms.salient(instance, semseg).any()
     instance[9, 9:12], semseg[9, 9:12] = 1, CLASS["ball"]  # 3 of 400 pixels
     assert not rooms.salient(instance, semseg).any()
 
@@ -210,9 +204,9 @@ def test_nothing_stands_between_the_camera_and_what_is_seen(some_rooms):
         held = np.zeros(points.shape[:2], bool)
         for one in np.concatenate(room.things):
             q = abs((points - one["centre"]) @ one["axes"].T / one["size"])
-            held |= {rooms.BOX: (q <= 1).all(-1), rooms.BALL: (q**2).sum(-1) <= 1,
-                     rooms.CYLINDER: (q[..., 1] <= 1) & (q[..., 0] ** 2 + q[..., 2] ** 2 <= 1),
-                     }[int(one["kind"])]
+            inside = {rooms.BOX: (q <= 1).all(-1), rooms.BALL: (q**2).sum(-1) <= 1,
+                      rooms.CYLINDER: (q[..., 1] <= 1) & (q[..., 0] ** 2 + q[..., 2] ** 2 <= 1)}
+            held |= inside[int(one["kind"])]
         assert not held[:, :-1].any() and held[:, -1].mean() > 0.99  # the rest graze
 
 
@@ -233,14 +227,6 @@ def test_patterns_are_shares():
         assert name == "plain" or value.std() > 0.1, name
 
 
-def test_pictures_have_contrast(many_rooms):
-    """Neither fog nor glare: dark and light tenths lie far apart, little is clipped."""
-    grey = many_rooms["image"].mean(-1)
-    dark, light = np.quantile(grey, (0.1, 0.9), axis=(1, 2))
-    assert np.mean(light - dark) > 90
-    assert (grey < 2).mean() < 0.05 and (grey > 253).mean() < 0.05
-
-
 def test_colour_alone_does_not_tell_the_class(many_rooms):
     """The best look-up from a pixel's colour (16 bins a channel), learnt on 90 rooms: below 30 %
     mIoU on 30 others, though plants are green and televisions black."""
@@ -254,8 +240,11 @@ def test_colour_alone_does_not_tell_the_class(many_rooms):
     assert np.mean(hits / (confusion.sum(0) + confusion.sum(1) - hits)) < 0.3
 
 
-def test_every_class_and_depth_vary(many_rooms):
+def test_every_class_occurs_and_depth_and_light_vary(many_rooms):
     for name, i in CLASS.items():
         assert (many_rooms["semseg"] == i).any((1, 2)).mean() > 0.2, name
-    depth = many_rooms["depth"]
+    depth, grey = many_rooms["depth"], many_rooms["image"].mean(-1)
     assert depth.std((1, 2)).mean() > 0.8 and depth.mean((1, 2)).std() > 0.2
+    dark, light = np.quantile(grey, (0.1, 0.9), axis=(1, 2))
+    assert np.mean(light - dark) > 90  # of 255: no fog
+    assert (grey < 2).mean() < 0.05 and (grey > 253).mean() < 0.05
