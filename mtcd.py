@@ -339,7 +339,7 @@ TASKS = {
 class Protocol(NamedTuple):  # of a data set: ATRC's for nyud and pascal, choices for toy
     tasks: tuple
     backbone: str
-    iterations: int
+    iters: int
     lr: float
     boundary_weight: float  # of boundary pixels in their loss; the others weigh 1 minus this
     max_dist: float  # tolerance of boundary matching, as a share of the image's diagonal
@@ -348,7 +348,7 @@ class Protocol(NamedTuple):  # of a data set: ATRC's for nyud and pascal, choice
 
 PROTOCOLS = {
     "toy": Protocol(("semseg", "parsing", "saliency", "depth", "normal", "boundary"),
-                    "hrnet_tiny", 1800, 0.08, 0.8, 0.011, scales=(1, 1)),
+                    "hrnet_tiny", 1500, 0.08, 0.8, 0.011, scales=(1, 1)),
     "nyud": Protocol(("semseg", "depth", "normal", "boundary"),
                      "hrnet18s", 40_000, 0.01, 0.8, 0.011, scales=(0.5, 2)),
     "pascal": Protocol(("semseg", "parsing", "saliency", "normal", "boundary"),
@@ -365,9 +365,16 @@ class UserError(Exception):
     """Bad use or bad input: its text is the one line that the user sees."""
 
 
-def plain(error):
-    """An error's text on one line."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+@contextmanager
+def blaming(what, *kinds):
+    """Errors of these kinds, which outside causes have, become a UserError that begins with `what`."""
+    try:
+        yield
+    except Exception as error:
+        if isinstance(error, UserError) or not isinstance(error, kinds):
+            raise
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{what}: {reason}") from error
 
 
 class DenseTasks(Dataset):
@@ -380,41 +387,32 @@ class DenseTasks(Dataset):
     def __init__(self, path, split, tasks, augment=False, seed=0):
         self.path, self.split, self.tasks, self.classes = str(path), split, list(tasks), {}
         self.augment, self.seed, self.arrays, self.owner = augment, seed, None, None
-        try:
-            with h5py.File(path, "r") as file:
-                self.name, self.length = file.attrs["dataset"], len(file[split]["size"])
-                self.shape = file[split]["image"].shape[1:3]  # (H, W)
-                for task in self.tasks:  # semseg must have class names, others may
-                    if f"{task}_classes" in file.attrs or TASKS[task].channels is None:
-                        self.classes[task] = list(map(str, file.attrs[f"{task}_classes"]))
-                absent = ", ".join(sorted(set(self.tasks) - set(file[split])))
+        with blaming(f"{path} is not a data file of data_prep.py", Exception), h5py.File(path) as file:
+            self.name, self.length = file.attrs["dataset"], len(file[split]["size"])
+            self.shape = file[split]["image"].shape[1:3]  # (H, W)
+            for task in self.tasks:  # semseg must have class names, others may
+                if f"{task}_classes" in file.attrs or TASKS[task].channels is None:
+                    self.classes[task] = list(map(str, file.attrs[f"{task}_classes"]))
+            absent = ", ".join(sorted(set(self.tasks) - set(file[split])))
             if absent or not self.length or self.name not in PROTOCOLS:
                 raise ValueError(f"{self.name}, {self.length} images in {split}, no {absent or '-'}")
-        except Exception as error:  # damaged files fail in many ways
-            raise UserError(f"{path} is not a data file of data_prep.py: {plain(error)}") from error
 
     def __len__(self):
         return self.length
 
-    def __getstate__(self):
-        return {**self.__dict__, "arrays": None, "owner": None}
-
     def __getitem__(self, key):
         index = key % len(self)
-        try:
+        with blaming(f"{self.path} is damaged at {self.split} image {index}, convert the data again",
+                     OSError, KeyError, RuntimeError, ValueError):
             if self.owner != os.getpid():  # processes must not share an open HDF5 file
-                group, self.owner = h5py.File(self.path, "r")[self.split], os.getpid()
+                group, self.owner = h5py.File(self.path)[self.split], os.getpid()
                 names = {"image", "size", "semseg", *self.tasks}
                 self.arrays = {name: group[name] for name in names & set(group)}
             sample = self.augmented(key, index) if self.augment else self.whole(index)
-        except (OSError, KeyError, RuntimeError, ValueError) as error:
-            raise UserError(f"{self.path} is damaged at {self.split} image {index}, convert the "
-                            f"data again: {plain(error)}") from error
-        for task, names in self.classes.items():
-            if (sample[task] + 1).max() > len(names):  # in uint8, where 255 (ignored) + 1 is 0
-                raise UserError(f"{self.path}: a {task} label of {self.split} image {index} is "
-                                f"beyond the {len(names)} class names; correct the file")
-        return sample
+            for task, names in self.classes.items():
+                if (sample[task] + 1).max() > len(names):  # in uint8, where 255 (ignored) + 1 is 0
+                    raise ValueError(f"a {task} label is beyond the {len(names)} class names")
+            return sample
 
     def whole(self, index):
         """The image and its labels as they are in the file."""
@@ -431,12 +429,10 @@ class DenseTasks(Dataset):
         height, width = (int(n) for n in self.arrays["size"][index])
         crop_h, crop_w = min(height, round(full_h / scale)), min(width, round(full_w / scale))
         out_h, out_w = min(round(crop_h * scale), full_h), min(round(crop_w * scale), full_w)
-        semseg = self.arrays["semseg"][index] if "semseg" in self.arrays else None
-        for _ in range(10):  # tries for a crop in which no class has 75 % of the labelled pixels
+        semseg = self.arrays["semseg"][index] if "semseg" in self.arrays else np.zeros((0, 0), int)
+        for _ in range(10):  # tries for a crop in which no class has 75 % of the labelled pixels,
             top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
-            window = np.s_[top : top + crop_h, left : left + crop_w]
-            if semseg is None:  # where there is one, it decides whatever tasks are trained
-                break
+            window = np.s_[top : top + crop_h, left : left + crop_w]  # whatever tasks are trained
             counts = np.bincount(semseg[window][::4, ::4].ravel(), minlength=256)[:255]
             if counts.max() < 0.75 * counts.sum():
                 break
@@ -631,11 +627,8 @@ def load_pretrained(backbone, name, source):
             state = state[key] if isinstance(state.get(key), dict) else state
     elif name.startswith("resnet"):
         weights = models.get_model_weights(name).IMAGENET1K_V1
-        try:
+        with blaming(f"download {weights.url} to {torch.hub.get_dir()}/checkpoints/", OSError):
             state = weights.get_state_dict(check_hash=True)
-        except OSError as error:
-            raise UserError(f"download {weights.url} to {torch.hub.get_dir()}/checkpoints/: "
-                            f"{plain(error)}") from error
     else:
         raise UserError("--pretrained imagenet is for ResNet; README.md tells how to get HRNet's")
     first = [str(key) for key in state if str(key).endswith("conv1.weight")]
@@ -744,10 +737,10 @@ def evaluate(net, dataset, device, workers=0, amp=False):
             predictions[task] = postprocess(task, predictions[task].float())
             meter.update(predictions[task], labels[task])
         if index in (images[0], images[len(images) // 2], images[-1]):
-            label = {name: tensor[0].numpy() for name, tensor in batch.items()}
-            guess = {task: as_file_label(task, p[0]) for task, p in predictions.items()}
-            picture = label.pop("image").transpose(1, 2, 0)
-            samples.append((f"{dataset.split} {index}", picture, label, guess))
+            truth = {task: batch[task][0].numpy() for task in meters}
+            guess = {task: as_file_label(predictions[task][0]) for task in meters}
+            picture = batch["image"][0].permute(1, 2, 0).numpy()
+            samples.append((f"{dataset.split} {index}", picture, truth, guess))
         now, done = time.monotonic(), min(index + world, len(dataset))
         if rank == 0 and (now > spoken + 5 or done == len(dataset)):
             spoken, speed = now, done / (now - start)
@@ -757,16 +750,9 @@ def evaluate(net, dataset, device, workers=0, amp=False):
             counts = meter.counts.to(device)
             dist.all_reduce(counts)
             meter.counts = counts.cpu()
-        metrics[task] = {TASKS[task].metric: none_if_nan(meter.compute())}
-        if isinstance(meter, MeanIoU):
-            iou = map(none_if_nan, meter.per_class().tolist())
-            metrics[task]["per_class"] = dict(zip(dataset.classes.get(task, itertools.count()), iou))
+        value = meter.compute()
+        metrics[task] = {TASKS[task].metric: None if math.isnan(value) else value}  # nan: no label
     return metrics, samples
-
-
-def none_if_nan(value):
-    """JSON has no nan, the figure of what had no label."""
-    return None if math.isnan(value) else value
 
 
 def check_finite(task, prediction, picture):
@@ -776,12 +762,12 @@ def check_finite(task, prediction, picture):
                         "are ruined, by too large a --lr or a damaged file")
 
 
-def as_file_label(task, prediction):
+def as_file_label(prediction):
     """One postprocessed prediction without its batch dimension -> numpy array as in a data file."""
     array = prediction.cpu().numpy()
-    if task in ("depth", "normal"):
-        return array[0] if task == "depth" else array.transpose(1, 2, 0)
-    return array if TASKS[task].channels == 1 else array.astype(np.uint8)
+    if array.ndim == 3:  # depth, normals
+        return array[0] if len(array) == 1 else array.transpose(1, 2, 0)
+    return array.astype(np.uint8) if array.dtype == np.int64 else array
 
 
 def report(net, config, out, device, workers):
@@ -809,11 +795,10 @@ def replacing(path):
     """A temporary name to write to, then renamed: the file is always the old or the new one."""
     part = Path(f"{path}.part")
     try:
-        part.parent.mkdir(parents=True, exist_ok=True)
-        yield part
-        os.replace(part, path)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path} cannot be written: {plain(error)}") from error
+        with blaming(f"{path} cannot be written", OSError, RuntimeError):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield part
+            os.replace(part, path)
     finally:
         with suppress(OSError):
             part.unlink()
@@ -827,7 +812,7 @@ def write_json(path, content):
 def load_weights(path, *keys):
     """A file of torch.save -> its dictionary, which must have `keys`; no code in it is run. The
     checksums that torch.save has written, and torch.load passes over, are compared."""
-    try:
+    with blaming(f"{path} cannot be loaded", Exception):  # broken files fail in many ways
         if zipfile.is_zipfile(path):
             with zipfile.ZipFile(path) as archive:
                 if damaged := archive.testzip():
@@ -836,8 +821,6 @@ def load_weights(path, *keys):
         if not isinstance(content, dict) or not set(keys) <= content.keys():
             raise ValueError(f"it has no {' and '.join(keys) or 'weights'}")
         return content
-    except Exception as error:  # broken files fail in many ways
-        raise UserError(f"{path} cannot be loaded: {plain(error)}") from error
 
 
 def set_up(args, config, device, contrast=CrossTaskContrast):
@@ -856,51 +839,38 @@ def set_up(args, config, device, contrast=CrossTaskContrast):
     return objective, optimiser, torch.optim.lr_scheduler.PolynomialLR(optimiser, args.iters, 0.9)
 
 
-def save(out, config, log, objective, optimiser, schedule):
-    """last.pt, all that --resume needs (random draws are functions of seed and iteration), and
-    log.csv."""
-    state = {"config": config, "iteration": log[-1]["iteration"], "log": log,
-             "model": objective.net.state_dict(),
-             "contrast": objective.contrast.state_dict() if objective.contrast else {},
-             "optimiser": optimiser.state_dict(), "schedule": schedule.state_dict()}
-    with replacing(out / "last.pt") as part:
-        torch.save(state, part)
+def save(out, config, log, parts):
+    """last.pt, all that --resume needs (every random draw is a function of the seed and the
+    iteration), and log.csv."""
+    state = {"config": config, "iteration": log[-1]["iteration"], "log": log}
+    with replacing(out / "last.pt") as file:
+        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, file)
     with replacing(out / "log.csv") as part, part.open("w", newline="") as file:
         csv.writer(file).writerows([log[-1].keys(), *(row.values() for row in log)])
 
 
-def resume(out, config, objective, optimiser, schedule):
-    """Load out/last.pt into everything that trains -> its iteration, the rows of log.csv. Another
-    learning rate than the run's is allowed; it scales what is left of the schedule."""
-    saved = load_weights(out / "last.pt", "config", "iteration", "model", "optimiser", "schedule")
-    differ = [f"{key} {saved['config'].get(key)}, not {config[key]}" for key in config
-              if key != "lr" and saved["config"].get(key) != config[key]]
+def resume(out, config, parts):
+    """Load out/last.pt into everything that trains -> its iteration, the rows of log.csv."""
+    saved = load_weights(out / "last.pt", "config", "iteration", *parts)
+    differ = [f"{key} {saved['config'].get(key)}, not {value}" for key, value in config.items()
+              if saved["config"].get(key) != value]
     if differ:
         raise UserError(f"{out / 'last.pt'} is of another run: {'; '.join(differ)}")
-    objective.net.load_state_dict(saved["model"])
-    if objective.contrast:
-        objective.contrast.load_state_dict(saved["contrast"])
-    optimiser.load_state_dict(saved["optimiser"])
-    schedule.load_state_dict(saved["schedule"])
-    for group in optimiser.param_groups:
-        group["lr"] *= config["lr"] / group["initial_lr"]
-        group["initial_lr"] = config["lr"]
+    for name, part in parts.items():
+        part.load_state_dict(saved[name])
     return saved["iteration"], saved.get("log", [])
 
 
 @contextmanager
 def alone_in(folder):
     """Make a folder and keep other runs out of it until this one ends, however it ends."""
-    handle = None
-    try:
+    with blaming(f"--out {folder} cannot be used, or another run is at work in it", OSError):
         folder.mkdir(parents=True, exist_ok=True)
-        if fcntl and rank_and_world()[0] == 0:
-            handle = os.open(folder, os.O_RDONLY)
+        handle = os.open(folder, os.O_RDONLY) if fcntl and rank_and_world()[0] == 0 else None
+        if handle is not None:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    try:
         yield
-    except OSError as error:
-        why = "another run is at work in it" if isinstance(error, BlockingIOError) else plain(error)
-        raise UserError(f"--out {folder} cannot be used: {why}") from error
     finally:
         if handle is not None:
             os.close(handle)
@@ -946,12 +916,13 @@ def train(args, config, device, contrast=CrossTaskContrast):
     """The main loop; leaves last.pt and log.csv in the run folder -> the trained network."""
     (rank, world), out, start, log = rank_and_world(), Path(args.out), 0, []
     objective, optimiser, schedule = set_up(args, config, device, contrast)
+    parts = {"model": objective.net, "contrast": objective.contrast or nn.ModuleDict(),
+             "optimiser": optimiser, "schedule": schedule}
     if args.resume and (out / "last.pt").exists():
-        start, log = resume(out, config, objective, optimiser, schedule)
+        start, log = resume(out, config, parts)
     elif rank == 0:  # an older run's would pass for this one's
         for name in ("log.csv", "metrics.json", "preview.png"):
             (out / name).unlink(missing_ok=True)
-    if rank == 0:
         write_json(out / "config.json", config)
     if args.compile:
         objective.net.features = torch.compile(objective.net.features)
@@ -988,8 +959,7 @@ def train(args, config, device, contrast=CrossTaskContrast):
             ruined = [name for name, mean in zip(losses, means) if not math.isfinite(mean)]
             if in_any_process(ruined or saving and not is_sound(objective, images)):
                 raise UserError(f"{' '.join(ruined) or 'the network'} not finite at iteration "
-                                f"{iteration}; what this run has saved is from before: go on with "
-                                "--resume and a smaller --lr")
+                                f"{iteration}; begin again with a smaller --lr")
             now, seconds = time.monotonic(), (time.monotonic() - begun) / (iteration - start)
             row = {**dict(zip(losses, means)), "lr": rate, "images_per_s": args.batch_size / seconds}
             row = {name: f"{value:.4g}" for name, value in row.items()}
@@ -999,7 +969,7 @@ def train(args, config, device, contrast=CrossTaskContrast):
                 print(f"{iteration}/{args.iters}  " + "  ".join(map(" ".join, row.items()))
                       + f"  {left // 60}:{left % 60:02} left", flush=True)
             if rank == 0 and saving:
-                save(out, config, log, objective, optimiser, schedule)
+                save(out, config, log, parts)
             if stopping:
                 raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, "
                                 "--resume goes on from there")
@@ -1008,8 +978,6 @@ def train(args, config, device, contrast=CrossTaskContrast):
 
 # -------------------------------------------------------------------------------- 10. command line
 class Parser(argparse.ArgumentParser):
-    """argparse's, but bad use becomes a UserError."""
-
     def error(self, message):
         raise UserError(f"{message}; see --help")
 
@@ -1023,8 +991,8 @@ def build_parser():
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
     add("--backbone", choices=BACKBONES, help="shared encoder (default: the protocol's)")
     add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights of the encoder")
-    add("--contrast", type=float, metavar="LAMBDA", default=2.0,
-        help="weight of the regulariser (default: 2); 0 is the multi-task baseline")
+    add("--contrast", type=float, metavar="LAMBDA", default=1.0,
+        help="weight of the regulariser (default: 1); 0 is the multi-task baseline")
     add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
     add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
     add("--lr", type=float, help="learning rate at the start (default: the protocol's)")
@@ -1044,9 +1012,9 @@ def build_parser():
 def run_config(args):
     """Check the arguments and fill them in from the protocol -> all that describes the run."""
     protocol, world = PROTOCOLS[args.dataset], rank_and_world()[1]
-    for name, value in (("backbone", protocol.backbone), ("iters", protocol.iterations),
-                        ("lr", protocol.lr), ("tasks", protocol.tasks)):
-        setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
+    for name in ("backbone", "iters", "lr", "tasks"):
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(protocol, name))
     least = {"contrast": 0, "iters": 1, "batch_size": 1, "lr": 0, "workers": 0, "seed": 0}
     for name, low in least.items():
         if not low <= getattr(args, name) < (2**31 if name == "seed" else math.inf):
@@ -1078,7 +1046,8 @@ def find_data(name, path, make=False):
     if make and name == "toy" and not path.exists() and rank_and_world()[0] == 0:
         import data_prep
         print(f"{path} is not there: rendering it", flush=True)
-        data_prep.main(["toy", "--out", str(path)])
+        with blaming(f"{path} cannot be made", data_prep.PrepError, OSError):
+            data_prep.make_toy(path)
     in_any_process(False)  # the others wait for the first
     if not path.exists():
         raise UserError(f"{path} is not there; python data_prep.py --help tells how to make it")
@@ -1088,7 +1057,7 @@ def find_data(name, path, make=False):
 def run_training(args, device, contrast=CrossTaskContrast):
     """Train, evaluate, report."""
     config, out = run_config(args), Path(args.out)
-    with alone_in(out):
+    with alone_in(out), blaming("stopped, --resume goes on from what is saved", RuntimeError):
         if rank_and_world()[0] == 0:
             print(f"{out}: {' '.join(config['tasks'])} of {args.dataset}; {args.backbone}; contrast "
                   f"{args.contrast:g}; {args.iters} iterations of {args.batch_size} on {device}")
@@ -1100,13 +1069,11 @@ def load_network(path, device):
     """last.pt of a run -> its network, its config, the regulariser's state ({} without)."""
     checkpoint = load_weights(path, "config", "model", "contrast", "iteration")
     config = checkpoint["config"]
-    try:
+    with blaming(f"{path} is not last.pt of a run of mtcd.py", Exception):
         net = MultiTaskNet(config["channels"], config["backbone"])
         net.load_state_dict(checkpoint["model"])
         if checkpoint["iteration"] < config["iters"]:
             config["iteration"] = checkpoint["iteration"]  # of an unfinished run
-    except (KeyError, TypeError, AttributeError, RuntimeError) as error:
-        raise UserError(f"{path} is not last.pt of a run of mtcd.py: {plain(error)}") from error
     return net.to(device, memory_format=torch.channels_last), config, checkpoint["contrast"]
 
 
@@ -1137,14 +1104,12 @@ def start_device(name):
     """The device by its name; under torchrun this process's own, with the processes connected."""
     if "RANK" in os.environ and name.startswith("cuda"):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    try:
+    with blaming(f"--device {name} cannot be used", RuntimeError, AssertionError):
         device = torch.zeros(1, device=name).device
         if device.type == "cuda":
             torch.cuda.set_device(device)
         elif device.type != "cpu":
             raise RuntimeError("only cpu and cuda are known to work")
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name} cannot be used: {plain(error)}") from error
     if "RANK" in os.environ:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
