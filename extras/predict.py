@@ -77,7 +77,7 @@ def resized(task, prediction, size):
     maps = F.interpolate((result[:, None] if flat else result).float(), size, mode=method)
     if task == "normal":
         maps /= maps.norm(dim=1, keepdim=True).clamp_(min=1e-12)
-    return mtcd.as_file_label(task, maps[0, 0] if flat else maps[0])
+    return mtcd.as_file_label(maps[0, 0] if flat else maps[0])
 
 
 def draw(picture, predictions, classes, width=320):
