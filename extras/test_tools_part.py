@@ -231,6 +231,8 @@ def test_arrays_are_the_networks_outputs_resized(trained, tmp_path):
     for task, small in (("depth", outputs["depth"].relu()), ("saliency", outputs["saliency"].sigmoid())):
         whole = F.interpolate(small, (48, 60), mode="bilinear")[0, 0].numpy()
         assert np.allclose(arrays[task], whole, atol=1e-6)
+    vectors = predict.resized("normal", torch.randn(1, 3, 4, 5), (40, 50))
+    assert abs(np.linalg.norm(vectors, axis=2) - 1).max() < 1e-3
     assert (arrays["semseg"][::2, 1::2] == outputs["semseg"].argmax(1)[0].numpy()).all()
 
 
@@ -308,6 +310,9 @@ def test_a_task_without_a_figure_shows_a_dash_and_is_left_out(tmp_path, capsys):
     assert [line.split() for line in lines] == [
         ["base", "40.00", "-", "0.5000", "0"], ["ours", "44.00", "-", "0.5000", "5.00"],
         ["half", "-", "-", "0.4000", "20.00"]]
+    path = Path(runs[1]) / "metrics.json"
+    path.write_text(path.read_text().replace("44.0", "0.0"))  # a figure of 0 is a figure
+    assert compare.read_runs(runs)["ours"] == {0: {"parsing": None, "semseg": 0, "depth": 0.5}}
     lone = write_run(tmp_path / "lone", nothing=["semseg", "depth"], contrast=3.0)
     assert compare.main([runs[0], lone]) == 0
     assert capsys.readouterr().out.splitlines()[-1].split() == ["lone", "-", "-", "-", "-"]
@@ -452,6 +457,14 @@ def test_peak_memory_is_that_of_the_tensors_alive_together():
         torch.ones(2**18).sum()  # 1 MiB, after the others are gone
     for _ in range(2):
         assert 2**23 <= bench.peak_memory(job, CPU) < 2**23 + 2**12
+
+
+def test_medians_leave_the_warm_up_out_and_the_jobs_take_turns(monkeypatch):
+    clock, waits = [0], {"a": [99, 1, 2, 9, 3, 4], "b": [50] + [7] * 5}
+    monkeypatch.setattr(bench.time, "perf_counter", lambda: sum(clock))
+    jobs = {name: lambda name=name: clock.append(waits[name].pop(0)) for name in waits}
+    assert bench.median_seconds(jobs, CPU) == {"a": 3, "b": 7}
+    assert clock[1:5] == [99, 50, 1, 7]
 
 
 # --------------------------------------------------------------------------- the programs as programs
