@@ -2,6 +2,7 @@
 """Does the regulariser help, where, and where not? The protocol, the runs, the tables, the picture.
 
     python -m extras.study             make every run that docs/results.csv lacks, two at a time
+    python -m extras.study --tuning    the same, only those that choices were made by
     python -m extras.study --tables    run nothing: print every table, draw docs/results.png
 
 Protocol, written before the runs that it judges:
@@ -27,6 +28,7 @@ does otherwise: triplets easy enough to be learnt from, training long enough to 
 import argparse
 import csv
 import json
+import math
 import shutil
 import statistics
 import sys
@@ -80,34 +82,31 @@ class Run(NamedTuple):
 
 
 COLUMNS = (*Run._fields, "task", "metric", "value", "share_of_chance", "minutes")
-SEEDS, TUNING_SEEDS = range(10, 22), range(4)
+SEEDS = range(10, 22)
 BASELINE, OURS = {"form": "none", "contrast": 0.0}, {}
 SINGLE = [{"form": f"only {task}", "contrast": 0.0} for task in TASKS]
-ABLATION = [{"contrast": strength} for strength in (0.5, 1.0, 2.0, 4.0, 8.0)] + [
-    {"form": form} for form in FORMS if form not in ("ours", "own labels")]
-
-
-MAIN_ARMS = ("single-task", "ours", "own labels")
+INFO_NCE = {"form": "InfoNCE", "contrast": 1.0}  # its best lambda on the tuning rooms
+ABLATION = [*({"contrast": strength} for strength in (0.5, 1.0, 2.0, 4.0, 8.0)), INFO_NCE,
+            *({"form": form} for form in FORMS if form not in ("ours", "own labels", "InfoNCE"))]
 ELSEWHERE = {  # what differs from the main comparison
-    "50 rooms": {"rooms": 50}, "500 rooms": {"rooms": 500, "iterations": 3000},
     "one label per image": {"labels": "one"},
+    "500 rooms": {"rooms": 500, "iterations": 3000}, "50 rooms": {"rooms": 50},
     "hrnet18s": {"backbone": "hrnet18s"}, "resnet18": {"backbone": "resnet18"}}
 
 
 def plan():
-    """Every run, those first that the most rests on."""
-    tuning = Run(set="tuning", rooms_seed=1)
+    """Every run, those first that the most rests on; the tuning runs, made before all, last."""
+    tuning, pair = Run(set="tuning", rooms_seed=1), [BASELINE, OURS]
+    one_label, many, few, *backbones = (Run(**changes) for changes in ELSEWHERE.values())
     blocks = [
-        (tuning, TUNING_SEEDS, [BASELINE, *({"contrast": x} for x in (1.0, 2.0, 4.0)),
-                                *({"form": "InfoNCE", "contrast": x} for x in (0.5, 1.0, 2.0))]),
-        *((tuning._replace(iterations=n), TUNING_SEEDS, [BASELINE, OURS]) for n in (500, 3000)),
         (Run(), SEEDS, [BASELINE, OURS, {"form": "own labels"}, *SINGLE]),
-        *((Run(**ELSEWHERE[label]), SEEDS[:8], [BASELINE, OURS])
-          for label in ("one label per image", "500 rooms", "50 rooms")),
+        *((setting, SEEDS[:8], pair) for setting in (one_label, many, few)),
         (Run(), SEEDS[:6], ABLATION),
-        *((Run(backbone=name), SEEDS[:6], [BASELINE, OURS])
-          for name in ("hrnet18s", "resnet18")),
-        *((Run(iterations=n), SEEDS[:6], [BASELINE, OURS]) for n in (500, 1000, 3000)),
+        *((setting, SEEDS[:6], pair) for setting in backbones),
+        *((Run(iterations=n), SEEDS[:6], pair) for n in (500, 1000, 3000)),
+        (tuning, range(4), [BASELINE, *({"contrast": x} for x in (0.5, 1.0, 2.0)),
+                            *(INFO_NCE | {"contrast": x} for x in (0.5, 1.0, 2.0))]),
+        *((tuning._replace(iterations=n), range(4), pair) for n in (500, 3000)),
     ]
     return list(dict.fromkeys(setting._replace(seed=seed, **arm)
                               for setting, seeds, arms in blocks for seed in seeds for arm in arms))
@@ -163,10 +162,10 @@ def train(run):
             for task, values in metrics.items() for name, value in values.items()]
 
 
-def run_all():
-    """Make what docs/results.csv lacks, two runs at a time, and add it there."""
+def run_all(sets):
+    """Make what docs/results.csv lacks of these sets, two runs at a time, and add it there."""
     done = {run for run, _ in read()}
-    missing = [run for run in plan() if run not in done]
+    missing = [run for run in plan() if run.set in sets and run not in done]
     FOLDER.mkdir(parents=True, exist_ok=True)
     for run in missing:
         data_file(run)  # before two processes want it
@@ -194,57 +193,55 @@ def read():
 
 def settings(lines):
     """Lines of read() -> {setting: {arm: {seed: {task: value}}}}, the baseline first."""
-    found = {}
-    for run, line in sorted(lines, key=lambda pair: pair[0].arm != "baseline"):
+    found, order = {}, ["none", *FORMS, *(arm["form"] for arm in SINGLE)]
+    for run, line in sorted(lines, key=lambda pair: (order.index(pair[0].form), pair[0].contrast)):
         seeds = found.setdefault(run.setting, {}).setdefault(run.arm, {})
         seeds.setdefault(run.seed, {})[line["task"]] = float(line["value"])
-    return found
+    return {setting: arms for setting, arms in found.items() if "baseline" in arms}
 
 
 def gains(arm, baseline, tasks=TASKS):
-    """Delta_m over these tasks of each seed of an arm that the baseline has, in percent."""
-    return [compare.delta_m({task: run[task] for task in tasks if task in run}, baseline[seed])
-            for seed, run in arm.items() if seed in baseline]
+    """Delta_m over these tasks, in percent, of each seed that arm and baseline have."""
+    return [compare.delta_m({task: run[task] for task in tasks}, baseline[seed])
+            for seed, run in arm.items() if seed in baseline and run.keys() >= set(tasks)]
 
 
 def mean_interval(values):
+    """What stands in a cell; "-" without a seed."""
     low, high = compare.interval(values)
-    return f"{statistics.fmean(values):+.2f} ({low:+.2f} to {high:+.2f})"
+    return f"{statistics.fmean(values):+.2f} ({low:+.2f} to {high:+.2f})" if values else "-"
 
 
-def print_tables():
+def print_tables(lines):
     """Per setting: the figures; every task's gain with its interval; the loss at the end."""
-    lines = read()
     shares = {}
     for run, line in lines:
-        shares.setdefault((run.setting, run.arm), []).append(line["share_of_chance"])
+        if line["share_of_chance"]:
+            share = float(line["share_of_chance"])
+            shares.setdefault((run.setting, run.arm), []).append(share)
     for setting, arms in settings(lines).items():
         print(f"\n## {setting.set}, rooms of seed {setting.rooms_seed}: {setting.rooms} rooms, "
-              f"{setting.labels} label{'s' * (setting.labels == 'all')} per image, "
-              f"{setting.backbone}, {setting.iterations} iterations at {setting.lr:g}\n")
+              f"labels per image: {setting.labels}, {setting.backbone}, "
+              f"{setting.iterations} iterations at {setting.lr:g}\n")
         compare.print_comparison(arms, markdown=True)
         print("\n| gain in % (95 % interval) | seeds | " + " | ".join(TASKS)
               + " | Delta_m | loss at the end, share of chance |\n" + "| --- " * 8 + "|")
         for name, arm in list(arms.items())[1:]:
             columns = [gains(arm, arms["baseline"], [task]) for task in TASKS]
             columns.append(gains(arm, arms["baseline"]))
-            share = [float(text) for text in shares[setting, name] if text]
-            print(f"| {name} | {len(columns[-1])} | " + " | ".join(map(mean_interval, columns))
-                  + f" | {f'{statistics.fmean(share):.2f}' if share else '-'} |")
+            share = f"{statistics.fmean(shares.get((setting, name), [math.nan])):.2f}"
+            print(f"| {name} | {len(arm)} | " + " | ".join(map(mean_interval, columns))
+                  + f" | {share.replace('nan', '-')} |")
 
 
 def picture_rows(found):
     """settings() -> {heading: {label: Delta_m of each seed}}, in the order of the picture."""
-    main = found[Run()]
-    rows = {"main comparison": {}, "ours elsewhere": {}, "one choice changed": {}}
-    for name, arm in list(main.items())[1:]:
-        block = "main comparison" if name in MAIN_ARMS else "one choice changed"
-        rows[block][name] = gains(arm, main["baseline"])
-    for label, changes in ELSEWHERE.items():
-        arms = found.get(Run(**changes), {})
-        if "ours" in arms:
-            rows["ours elsewhere"][label] = gains(arms["ours"], arms["baseline"])
-    return rows
+    main = {name: gains(arm, found[Run()]["baseline"]) for name, arm in found[Run()].items()}
+    first = {name: main.pop(name) for name in ("ours", "own labels", "single-task") if name in main}
+    elsewhere = {label: gains(found[Run(**changes)]["ours"], found[Run(**changes)]["baseline"])
+                 for label, changes in ELSEWHERE.items() if "ours" in found.get(Run(**changes), {})}
+    main.pop("baseline")
+    return {"main comparison": first, "ours elsewhere": elsewhere, "one choice changed": main}
 
 
 def draw(found):
@@ -253,7 +250,8 @@ def draw(found):
         from matplotlib import pyplot
     except ImportError as error:
         raise mtcd.UserError("docs/results.png needs matplotlib: pip install matplotlib") from error
-    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 8), width_ratios=(3, 2))
+    figure, (left, right) = pyplot.subplots(
+        1, 2, figsize=(12, 8), width_ratios=(3, 2), layout="constrained")
     row, labels = 0, {}
     for heading, arms in picture_rows(found).items():
         left.text(0.01, row, heading, weight="bold", va="center",
@@ -266,6 +264,7 @@ def draw(found):
             left.plot(statistics.fmean(values), row, "o", color=colour)
         row -= 2
     left.set_yticks(list(labels), labels.values())
+    left.set_ylim(row + 1, 1)
     left.axvline(0, color="black", linewidth=0.8)
     left.set_xlabel("Delta_m over the baseline of the same setting and seed, %, and 95 % interval")
     reference = found[Run()]["baseline"]
@@ -277,10 +276,11 @@ def draw(found):
             right.plot((iterations, iterations), compare.interval(values), color=colour)
         right.plot(*zip(*sorted((n, statistics.fmean(values)) for n, values in points.items())),
                    "o-", color=colour, label=arm)
-    right.set(xscale="log", xlabel="iterations of 8 images, of 150",
+    right.set(xscale="log", xticks=sorted(points), xticklabels=sorted(points), 
+              xlabel="iterations of 8 images, of 150",
               ylabel="Delta_m over the baseline after 1,500 iterations, %")
+    right.minorticks_off()
     right.legend()
-    figure.tight_layout()
     with mtcd.replacing(PICTURE) as part:
         figure.savefig(part, format="png", dpi=100)
     print(f"\n{PICTURE}")
@@ -291,17 +291,21 @@ def main(argv=None):
     parser = argparse.ArgumentParser("python -m extras.study", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = mtcd.refuse
-    parser.add_argument("--tables", action="store_true", help="run nothing, print and draw")
+    choice = parser.add_mutually_exclusive_group()
+    choice.add_argument("--tuning", action="store_true", help="make the tuning runs only")
+    choice.add_argument("--tables", action="store_true", help="run nothing, print and draw")
 
     def job():
         args = parser.parse_args(argv)
         if not args.tables:
-            run_all()
-        elif not RESULTS.exists():
-            raise mtcd.UserError(f"no {RESULTS} yet: python -m extras.study makes the runs")
-        else:
-            print_tables()
-            draw(settings(read()))
+            run_all(("tuning",) if args.tuning else ("tuning", "reported"))
+            return
+        lines = read()
+        print_tables(lines)
+        found = settings(lines)
+        if "ours" not in found.get(Run(), ()):
+            raise mtcd.UserError(f"no picture: {RESULTS} has no runs of the main comparison yet")
+        draw(found)
     return mtcd.exit_status("extras.study", job)
 
 

@@ -62,6 +62,7 @@ def test_every_arm_is_what_it_says(name):
     assert contrast.samples == (int(value) if name.startswith("samples") else
                                 ours.samples // 8 if per_image else ours.samples)
     assert len(points_seen) == len(pairs) * (2 if per_image else 1)
+    assert not per_image or 0.5 < contrast.share_of_chance < 1.5  # a mean over the images
     layers = [len(projector) for projector in contrast.projectors.values()]
     assert layers == [1 if "projector" in name else 3] * (4 if name == "own labels" else 12)
     if name == "no projector":
@@ -122,7 +123,8 @@ def made_up(tmp_path, monkeypatch):
             for task in study.TASKS:
                 name = f"only {task}" if form == "only" else form
                 run = study.Run(form=name, contrast=contrast, seed=seed)
-                value = 10 * (factor if mtcd.TASKS[task].higher_is_better or task == "depth" else 1)
+                changes = mtcd.TASKS[task].higher_is_better or task == "depth"
+                value = seed * (factor if changes else 1)
                 share = "0.25" if form == "ours" else ""
                 lines.append([*run, task, mtcd.TASKS[task].metric, value, share, "1.0"])
     with study.RESULTS.open("w", newline="") as file:
@@ -153,12 +155,13 @@ def test_what_is_in_the_results_is_not_run_again(made_up, monkeypatch, tmp_path)
     monkeypatch.setattr(study, "train", lambda run: ran.append(run) or [
         [*run, "depth", "RMSE", 1.0, "", "0.1"]])
     monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(2))
-    only = study.Run(form="only depth", contrast=0.0, seed=13)
-    monkeypatch.setattr(study, "plan", lambda: [study.Run(seed=10), study.Run(seed=12), only])
-    study.run_all()
+    only, tuning = study.Run(form="only depth", contrast=0.0, seed=13), study.Run(set="tuning")
+    runs = [study.Run(seed=10), study.Run(seed=12), only, tuning]
+    monkeypatch.setattr(study, "plan", lambda: runs)
+    study.run_all(["reported"])
     assert sorted(run.seed for run in ran) == [12, 13]
-    study.run_all()
-    assert len(ran) == 2 and {run for run, _ in study.read()} >= set(study.plan())
+    study.run_all(["reported"])
+    assert len(ran) == 2 and {run for run, _ in study.read()} >= set(runs[:3])
 
 
 def test_plan_holds_each_run_once_with_its_baseline():
