@@ -79,50 +79,55 @@ class NoProjector(CrossTaskContrast):
             self.projectors[pair] = nn.Sequential(identity)
 
 
-def all_pairs(label, valid, criterion):
-    """(n, K), (n,) -> which pairs of pixels are positive and which negative, two (n, n) masks."""
-    usable = valid[:, None] & valid & ~torch.eye(len(label), dtype=torch.bool, device=label.device)
-    gap = criterion.distance(label[:, None], label)  # (n, n)
-    return usable & (gap <= criterion.positive), usable & (gap >= criterion.negative)
+class AllPairs(CrossTaskContrast):
+    """Every pixel meets all others, of which there are fewer: 384. anchor_loss: cosines, positive
+    and negative pairs (n, n) -> losses (n,), the negatives that were looked at (n, n)."""
+
+    def __init__(self, tasks, channels):
+        super().__init__(tasks, channels, samples=384)
+
+    def triplet_loss(self, points, label, valid, criterion):
+        other = ~torch.eye(len(points), dtype=torch.bool, device=points.device)
+        usable = other & valid & valid[:, None]
+        gap = criterion.distance(label[:, None], label)  # (n, n)
+        positive = usable & (gap <= criterion.positive)
+        negative = usable & (gap >= criterion.negative)
+        loss, negative = self.anchor_loss(points @ points.T, positive, negative)
+        anchor = positive.any(1) & negative.any(1)
+        return loss[anchor].sum() / anchor.sum().clamp(min=1)
 
 
-class Hardest(CrossTaskContrast):
-    """The nearest of all negatives, a random positive. It collapses: every projection on one point,
-    the loss at the margin for good."""
+class Hardest(AllPairs):
+    """A random positive, the nearest of all negatives."""
 
     beyond_positive = False
 
-    def triplet_loss(self, points, label, valid, criterion):
-        positive, negative = all_pairs(label, valid, criterion)
-        distance = (2 - 2 * points @ points.T).clamp(min=1e-12).sqrt()  # (n, n), of unit vectors
+    def anchor_loss(self, cosine, positive, negative):
+        distance = (2 - 2 * cosine).clamp(min=1e-12).sqrt()  # of unit vectors
         chosen = (positive * torch.rand_like(distance)).argmax(1, keepdim=True)
         near = distance.gather(1, chosen)  # (n, 1)
         if self.beyond_positive:
             negative = negative & (distance > near)
-        far = distance.masked_fill(~negative, math.inf).min(1).values
-        anchor = positive.any(1) & negative.any(1)
-        loss = (near[:, 0] - far + self.margin).clamp(min=0)
-        return loss[anchor].sum() / anchor.sum().clamp(min=1)
+        far = distance.masked_fill(~negative, math.inf).min(1, keepdim=True).values
+        return (near - far + self.margin).clamp(min=0)[:, 0], negative
 
 
 class SemiHard(Hardest):
-    """The nearest negative beyond the positive. Among hundreds of negatives one always lies just
-    there, so the loss stays near the margin whatever the network has learnt."""
+    """A random positive, the nearest negative beyond it. One always lies just there, so the loss
+    stays close to the margin, whatever the network has learnt."""
 
     beyond_positive = True
 
 
-class InfoNCE(CrossTaskContrast):
+class InfoNCE(AllPairs):
     """-log of a positive's share against all negatives of its anchor, temperature 0.1, the mean
-    over an anchor's positives and over anchors."""
+    over an anchor's positives."""
 
-    def triplet_loss(self, points, label, valid, criterion):
-        positive, negative = all_pairs(label, valid, criterion)
-        similarity = points @ points.T / 0.1
-        against = similarity.masked_fill(~negative, -math.inf).logsumexp(1, keepdim=True)
-        anchor = positive.any(1) & negative.any(1)
-        losses = F.softplus(against - similarity).masked_fill(~positive, 0).sum(1)  # (n,)
-        return (losses / positive.sum(1).clamp(min=1))[anchor].sum() / anchor.sum().clamp(min=1)
+    def anchor_loss(self, cosine, positive, negative):
+        similarity = cosine / 0.1
+        against = similarity.masked_fill(~negative, -1e9).logsumexp(1, keepdim=True)
+        losses = F.softplus(against - similarity) * positive  # (n, n)
+        return losses.sum(1) / positive.sum(1).clamp(min=1), negative
 
 
 ours = functools.partial(functools.partial, CrossTaskContrast)  # ours with another choice

@@ -28,7 +28,6 @@ does otherwise: triplets easy enough to be learnt from, training long enough to 
 import argparse
 import csv
 import json
-import math
 import shutil
 import statistics
 import sys
@@ -212,14 +211,13 @@ def mean_interval(values):
     return f"{statistics.fmean(values):+.2f} ({low:+.2f} to {high:+.2f})" if values else "-"
 
 
-def print_tables(lines):
+def print_tables():
     """Per setting: the figures; every task's gain with its interval; the loss at the end."""
     shares = {}
-    for run, line in lines:
-        if line["share_of_chance"]:
-            share = float(line["share_of_chance"])
-            shares.setdefault((run.setting, run.arm), []).append(share)
-    for setting, arms in settings(lines).items():
+    for run, line in read():
+        share = float(line["share_of_chance"] or "nan")
+        shares.setdefault((run.setting, run.arm), []).append(share)
+    for setting, arms in settings(read()).items():
         print(f"\n## {setting.set}, rooms of seed {setting.rooms_seed}: {setting.rooms} rooms, "
               f"labels per image: {setting.labels}, {setting.backbone}, "
               f"{setting.iterations} iterations at {setting.lr:g}\n")
@@ -229,7 +227,7 @@ def print_tables(lines):
         for name, arm in list(arms.items())[1:]:
             columns = [gains(arm, arms["baseline"], [task]) for task in TASKS]
             columns.append(gains(arm, arms["baseline"]))
-            share = f"{statistics.fmean(shares.get((setting, name), [math.nan])):.2f}"
+            share = f"{statistics.fmean(shares[setting, name]):.2f}"
             print(f"| {name} | {len(arm)} | " + " | ".join(map(mean_interval, columns))
                   + f" | {share.replace('nan', '-')} |")
 
@@ -253,9 +251,9 @@ def draw(found):
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(12, 8), width_ratios=(3, 2), layout="constrained")
     row, labels = 0, {}
+    beside_axis = left.get_yaxis_transform()
     for heading, arms in picture_rows(found).items():
-        left.text(0.01, row, heading, weight="bold", va="center",
-                  transform=left.get_yaxis_transform())
+        left.text(0.01, row, heading, weight="bold", va="center", transform=beside_axis)
         colour = "#d55e00" if heading == "main comparison" else "#0072b2"
         for label, values in arms.items():
             row -= 1
@@ -263,10 +261,9 @@ def draw(found):
             left.plot(compare.interval(values), (row, row), color=colour)
             left.plot(statistics.fmean(values), row, "o", color=colour)
         row -= 2
-    left.set_yticks(list(labels), labels.values())
-    left.set_ylim(row + 1, 1)
     left.axvline(0, color="black", linewidth=0.8)
-    left.set_xlabel("Delta_m over the baseline of the same setting and seed, %, and 95 % interval")
+    left.set(yticks=list(labels), yticklabels=labels.values(), ylim=(row + 1, 1),
+             xlabel="Delta_m over the baseline of the same setting and seed, %, and 95 % interval")
     reference = found[Run()]["baseline"]
     for arm, colour in (("baseline", "black"), ("ours", "#d55e00")):
         points = {setting.iterations: gains(arms[arm], reference)
@@ -276,7 +273,7 @@ def draw(found):
             right.plot((iterations, iterations), compare.interval(values), color=colour)
         right.plot(*zip(*sorted((n, statistics.fmean(values)) for n, values in points.items())),
                    "o-", color=colour, label=arm)
-    right.set(xscale="log", xticks=sorted(points), xticklabels=sorted(points), 
+    right.set(xscale="log", xticks=sorted(points), xticklabels=sorted(points),
               xlabel="iterations of 8 images, of 150",
               ylabel="Delta_m over the baseline after 1,500 iterations, %")
     right.minorticks_off()
@@ -291,18 +288,16 @@ def main(argv=None):
     parser = argparse.ArgumentParser("python -m extras.study", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.error = mtcd.refuse
-    choice = parser.add_mutually_exclusive_group()
-    choice.add_argument("--tuning", action="store_true", help="make the tuning runs only")
-    choice.add_argument("--tables", action="store_true", help="run nothing, print and draw")
+    parser.add_argument("--tuning", action="store_true", help="make the tuning runs only")
+    parser.add_argument("--tables", action="store_true", help="run nothing, print and draw")
 
     def job():
         args = parser.parse_args(argv)
         if not args.tables:
             run_all(("tuning",) if args.tuning else ("tuning", "reported"))
             return
-        lines = read()
-        print_tables(lines)
-        found = settings(lines)
+        print_tables()
+        found = settings(read())
         if "ours" not in found.get(Run(), ()):
             raise mtcd.UserError(f"no picture: {RESULTS} has no runs of the main comparison yet")
         draw(found)

@@ -12,22 +12,15 @@ import torch.nn.functional as F
 
 import mtcd
 from extras import study
-from extras.arms import FORMS
+from extras.arms import FORMS, AllPairs
 
 
 # ------------------------------------------------------------------------------------- extras/arms
-def study_batch(size=(2, 6, 8)):
-    """Features of width 8 and labels of the study's tasks."""
-    features = {task: torch.randn(2, 8, 6, 8, requires_grad=True) for task in study.TASKS}
-    return features, {
-        "semseg": torch.randint(4, size), "boundary": torch.randint(2, size),
-        "depth": torch.rand(size[0], 1, *size[1:]) + 1,
-        "normal": F.normalize(torch.randn(size[0], 3, *size[1:]), dim=1)}
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_every_arm_is_what_it_says(name):
-    features, labels = study_batch()
+    features = {task: torch.randn(2, 8, 6, 8, requires_grad=True) for task in study.TASKS}
+    labels = {"semseg": torch.randint(4, (2, 6, 8)), "boundary": torch.randint(2, (2, 6, 8)),
+              "depth": torch.rand(2, 1, 6, 8) + 1, "normal": torch.randn(2, 3, 6, 8)}
     contrast, pairs, points_seen = FORMS[name](study.TASKS, 8), [], []
     pair_loss, triplet_loss = contrast.pair_loss, contrast.triplet_loss
 
@@ -59,8 +52,8 @@ def test_every_arm_is_what_it_says(name):
     value = name.rsplit(" ", 1)[-1]
     assert contrast.margin == (float(value) if name.startswith("margin") else ours.margin)
     per_image = name == "pairs within an image"
-    assert contrast.samples == (int(value) if name.startswith("samples") else
-                                ours.samples // 8 if per_image else ours.samples)
+    samples = 128 if per_image else 384 if isinstance(contrast, AllPairs) else ours.samples
+    assert contrast.samples == (int(value) if name.startswith("samples") else samples)
     assert len(points_seen) == len(pairs) * (2 if per_image else 1)
     assert not per_image or 0.5 < contrast.share_of_chance < 1.5  # a mean over the images
     layers = [len(projector) for projector in contrast.projectors.values()]
@@ -77,7 +70,11 @@ def test_losses_over_all_pairs_equal_plain_loops(name):
     label = torch.tensor([0, 0, 1, 1, 2, 2, 3, 1])[:, None]  # one positive each, but 3: none
     points, valid = F.normalize(torch.randn(8, 4), dim=1), torch.arange(8) != 7
     contrast = FORMS[name](["semseg", "depth"], 8)
+    points.requires_grad_()
     found = contrast.triplet_loss(points, label, valid, contrast.criteria["semseg"])
+    alike = contrast.triplet_loss(points, 0 * label, valid, contrast.criteria["semseg"])
+    (found + alike).backward()
+    assert alike == 0 and points.grad.isfinite().all()  # no negative at all
     losses = []
     for i in range(6):
         positive, negatives = i ^ 1, [j for j in range(7) if label[j] != label[i]]
