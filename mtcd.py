@@ -30,7 +30,7 @@ import sys
 import time
 import zipfile
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -118,9 +118,9 @@ class CrossTaskContrast(nn.Module):
         """task -> (B, C, h, w), task -> (B, H, W) or (B, K, H, W) of any size -> the scalar loss,
         to which a target without a source or without any triplet adds exactly 0."""
         sources = {}  # drawn before any pixel: then all processes of a seed draw the same
-        for target in features:
+        for target in self.tasks:
             others = [task for task in self.tasks if task in labels and task != target]
-            if others:
+            if target in features and others:
                 sources[target] = others[torch.randint(len(others), ()).item()]
         losses = [self.pair_loss(target, source, features[target], labels[source])
                   for target, source in sources.items()]
@@ -165,7 +165,7 @@ class CrossTaskContrast(nn.Module):
     def triplets(self, label, valid, criterion):
         """Per pixel, the first positive and negative (n,) of its candidates; has it both (n,)?"""
         n, own = len(label), torch.arange(len(label), device=label.device)
-        other = torch.randint(n, (n, self.candidates), device=label.device)
+        other = torch.randint(max(n, 1), (n, self.candidates), device=label.device)
         usable = valid[:, None] & valid[other] & (other != own[:, None])
         gap = criterion.distance(label[:, None], label[other])  # (n, candidates)
         positive = usable & (gap <= criterion.positive)
@@ -431,7 +431,15 @@ class DenseTasks(Dataset):
         height, width = (int(n) for n in self.arrays["size"][index])
         crop_h, crop_w = min(height, round(full_h / scale)), min(width, round(full_w / scale))
         out_h, out_w = min(round(crop_h * scale), full_h), min(round(crop_w * scale), full_w)
-        window = self.choose_window(index, height, width, crop_h, crop_w, rng)
+        semseg = self.arrays["semseg"][index] if "semseg" in self.arrays else None
+        for _ in range(10):  # tries for a crop in which no class has 75 % of the labelled pixels
+            top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
+            window = np.s_[top : top + crop_h, left : left + crop_w]
+            if semseg is None:  # where there is one, it decides whatever tasks are trained
+                break
+            counts = np.bincount(semseg[window][::4, ::4].ravel(), minlength=256)[:255]
+            if counts.max() < 0.75 * counts.sum():
+                break
         rows = ((np.arange(out_h) + 0.5) * crop_h // out_h).astype(int)  # the nearest ones
         columns = ((np.arange(out_w) + 0.5) * crop_w // out_w).astype(int)[:: -1 if flip else 1]
         sample = {}
@@ -451,20 +459,6 @@ class DenseTasks(Dataset):
         image = distort(image.flip(2) if flip else image, rng)
         padding = [0, 0, full_w - out_w, full_h - out_h]
         return {**sample, "image": v2.functional.pad(image, padding, PADDING)}
-
-    def choose_window(self, index, height, width, crop_h, crop_w, rng):
-        """The last of up to 10 random crops, until no class has 75 % of the labelled pixels (every
-        4th row and column is looked at). Semseg decides, whatever tasks are trained (protocol)."""
-        semseg = self.arrays["semseg"][index] if "semseg" in self.arrays else None
-        for _ in range(10):
-            top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
-            window = np.s_[top : top + crop_h, left : left + crop_w]
-            if semseg is None:
-                break
-            counts = np.bincount(semseg[window][::4, ::4].ravel(), minlength=256)[:255]
-            if counts.max() < 0.75 * counts.sum():
-                break
-        return window
 
 
 def distort(image, rng):
@@ -501,10 +495,8 @@ def endless_keys(length, seed, start):
 
 
 def to_device(batch, device):
-    """A batch of DenseTasks -> normalised image (B, 3, H, W), {task: label}; types widen here.
-
-    Labels: long (B, H, W); depth float (B, 1, H, W) in metres; normal float (B, 3, H, W).
-    """
+    """A batch of DenseTasks -> normalised image (B, 3, H, W), {task: label}; types widen here:
+    long (B, H, W), depth float (B, 1, H, W) in metres, normal float (B, 3, H, W)."""
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
     image = v2.functional.normalize(batch.pop("image").float() / 255, MEAN, STD)
     for task, label in batch.items():
@@ -515,22 +507,6 @@ def to_device(batch, device):
         else:
             batch[task] = label.long()
     return image.contiguous(memory_format=torch.channels_last), batch
-
-
-def find_data(name, path, make=False):
-    """The data file of a data set; `make` a missing toy file on the spot."""
-    path = Path(path or Path("data") / f"{name}.h5")
-    if make and name == "toy" and not path.exists() and rank_and_world()[0] == 0:
-        import data_prep
-        print(f"{path} is not there: rendering it", flush=True)
-        try:
-            data_prep.make_toy(path)
-        except (data_prep.PrepError, OSError) as error:
-            raise UserError(f"{path} cannot be made: {plain(error)}") from error
-    in_any_process(False)  # waits for the first
-    if not path.exists():
-        raise UserError(f"{path} is not there; python data_prep.py --help tells how to make it")
-    return path
 
 
 # ------------------------------------------------------------------------------------ 6. backbones
@@ -561,10 +537,8 @@ class HighResolutionModule(nn.Module):
     @staticmethod
     def fuse(channels, i, j):
         """From branch j to i: upwards a 1x1, downwards a 3x3 of stride 2 per level."""
-        if j == i:
-            return nn.Identity()
-        if j > i:
-            return conv_bn(channels[j], channels[i], 1, relu=False)
+        if j >= i:
+            return nn.Identity() if j == i else conv_bn(channels[j], channels[i], 1, relu=False)
         steps = [conv_bn(channels[j], channels[j], stride=2) for _ in range(i - j - 1)]
         return nn.Sequential(*steps, conv_bn(channels[j], channels[i], stride=2, relu=False))
 
@@ -597,7 +571,7 @@ class HRNet(nn.Module):
         self.layer1 = residual(resnet.Bottleneck, 64, 64, first_blocks)
         self.transition1 = nn.ModuleList([conv_bn(256, w[0]), new(256, w[1])])
         self.stage2 = stage(w[:2], modules[0])
-        self.transition2 = nn.ModuleList([nn.Identity(), nn.Identity(), new(w[1], w[2])])
+        self.transition2 = nn.ModuleList([*[nn.Identity()] * 2, new(w[1], w[2])])
         self.stage3 = stage(w[:3], modules[1])
         self.transition3 = nn.ModuleList([*[nn.Identity()] * 3, new(w[2], w[3])])
         self.stage4 = stage(w, modules[2])
@@ -624,10 +598,10 @@ class ResNet(resnet.ResNet):
 
     def forward(self, x):
         """(B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32."""
-        x1 = self.layer1(self.maxpool(self.relu(self.bn1(self.conv1(x)))))
-        x2 = self.layer2(x1)
-        x3 = self.layer3(x2)
-        return [x1, x2, x3, self.layer4(x3)]
+        maps = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            maps.append(layer(maps[-1]))
+        return maps[1:]
 
 
 BACKBONES = {  # HRNet: width, blocks of stage 1, modules of stages 2 to 4, blocks per branch
@@ -642,18 +616,20 @@ BACKBONES = {  # HRNet: width, blocks of stage 1, modules of stages 2 to 4, bloc
 
 
 def build_backbone(name):
-    """A backbone with random weights: .channels, 4 ints; (B, 3, H, W) -> 4 maps."""
+    """With random weights: .channels, 4 ints; (B, 3, H, W) -> 4 maps at strides 4, 8, 16, 32."""
     if name not in BACKBONES:
         raise UserError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
     return BACKBONES[name]()
 
 
 def load_pretrained(backbone, name, source):
-    """Fill a backbone from "imagenet" (torchvision's ResNet) or a checkpoint file, in which the
-    weights may lie under "state_dict" or "model" and behind a prefix -> the prefix."""
-    if source == "imagenet":
-        if not name.startswith("resnet"):
-            raise UserError("--pretrained imagenet is for ResNet; README.md tells of HRNet's")
+    """Fill a backbone from "imagenet" (torchvision's ResNet) or a file, where the weights may lie
+    under "state_dict" or "model" and behind a prefix; of several the shortest -> the prefix."""
+    if source != "imagenet":
+        state = load_weights(source)
+        for key in ("state_dict", "model"):
+            state = state[key] if isinstance(state.get(key), dict) else state
+    elif name.startswith("resnet"):
         weights = models.get_model_weights(name).IMAGENET1K_V1
         try:
             state = weights.get_state_dict(check_hash=True)
@@ -661,20 +637,16 @@ def load_pretrained(backbone, name, source):
             raise UserError(f"download {weights.url} to {torch.hub.get_dir()}/checkpoints/: "
                             f"{plain(error)}") from error
     else:
-        state = load_weights(source)
-        for key in ("state_dict", "model"):
-            state = state[key] if isinstance(state.get(key), dict) else state
+        raise UserError("--pretrained imagenet is for ResNet; README.md tells how to get HRNet's")
+    first = [str(key) for key in state if str(key).endswith("conv1.weight")]
+    prefix = min(first, key=lambda key: (len(key), key), default="").removesuffix("conv1.weight")
     own = {key: value.shape for key, value in backbone.state_dict().items()
            if not key.endswith("num_batches_tracked")}
-    ends = sorted(key for key in map(str, state) if key.endswith("conv1.weight"))
-    lacking = {}  # prefix -> arrays that it does not fill
-    for prefix in ("", *(end.removesuffix("conv1.weight") for end in ends)):
-        lacking[prefix] = [key for key, shape in own.items()
-                           if getattr(state.get(prefix + key), "shape", None) != shape]
-    prefix = min(lacking, key=lambda prefix: len(lacking[prefix]))  # the first of the best
-    if lacking[prefix]:
-        raise UserError(f"{source} does not fill {len(lacking[prefix])} of {len(own)} arrays of "
-                        f"{name}: {', '.join(lacking[prefix][:3])} ...")
+    lacking = [key for key, shape in own.items()
+               if getattr(state.get(prefix + key), "shape", None) != shape]
+    if lacking:
+        raise UserError(f"{source} does not fill {len(lacking)} of {len(own)} arrays of {name}: "
+                        f"{', '.join(lacking[:3])} ...")
     backbone.load_state_dict({key: state[prefix + key] for key in own}, strict=False)
     return prefix
 
@@ -754,34 +726,47 @@ def rank_and_world():
 
 @torch.inference_mode()
 def evaluate(net, dataset, device, workers=0, amp=False):
-    """All metrics over a split at the file's resolution -> what metrics.json holds. Images go
-    through one by one: no figure depends on a batch size or on the number of processes."""
-    (rank, world), protocol, metrics = rank_and_world(), PROTOCOLS[dataset.name], {}
+    """All metrics over a split, one forward pass per image at the file's resolution, so that no
+    figure depends on a batch size or on the processes -> what metrics.json holds, and some images
+    with labels and predictions for pictures.preview()."""
+    (rank, world), protocol, metrics, samples = rank_and_world(), PROTOCOLS[dataset.name], {}, []
     meters = {task: TASKS[task].meter(net.predictors[task].out_channels, protocol)
               for task in dataset.tasks}
-    net.eval()
     images, start, spoken = range(rank, len(dataset), world), time.monotonic(), 0
     loader = DataLoader(dataset, sampler=images, num_workers=workers, worker_init_fn=no_signals)
+    net.eval()
     for index, batch in zip(images, loader):
         image, labels = to_device(batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             predictions = net(image)
         for task, meter in meters.items():
             check_finite(task, predictions[task], f"{dataset.split} image {index}")
-            meter.update(postprocess(task, predictions[task].float()), labels[task])
+            predictions[task] = postprocess(task, predictions[task].float())
+            meter.update(predictions[task], labels[task])
+        if index in (images[0], images[len(images) // 2], images[-1]):
+            label = {name: tensor[0].numpy() for name, tensor in batch.items()}
+            guess = {task: as_file_label(task, p[0]) for task, p in predictions.items()}
+            picture = label.pop("image").transpose(1, 2, 0)
+            samples.append((f"{dataset.split} {index}", picture, label, guess))
         now, done = time.monotonic(), min(index + world, len(dataset))
         if rank == 0 and (now > spoken + 5 or done == len(dataset)):
-            spoken = now
-            print(f"evaluation {done}/{len(dataset)} images, {done / (now - start):.1f} images/s",
-                  flush=True)
+            spoken, speed = now, done / (now - start)
+            print(f"evaluation {done}/{len(dataset)} images, {speed:.1f} images/s", flush=True)
     for task, meter in meters.items():
         if world > 1:
             counts = meter.counts.to(device)
             dist.all_reduce(counts)
             meter.counts = counts.cpu()
-        value = meter.compute()
-        metrics[task] = {TASKS[task].metric: None if math.isnan(value) else value}  # nan: no label
-    return metrics
+        metrics[task] = {TASKS[task].metric: none_if_nan(meter.compute())}
+        if isinstance(meter, MeanIoU):
+            iou = map(none_if_nan, meter.per_class().tolist())
+            metrics[task]["per_class"] = dict(zip(dataset.classes.get(task, itertools.count()), iou))
+    return metrics, samples
+
+
+def none_if_nan(value):
+    """JSON has no nan, the figure of what had no label."""
+    return None if math.isnan(value) else value
 
 
 def check_finite(task, prediction, picture):
@@ -791,49 +776,31 @@ def check_finite(task, prediction, picture):
                         "are ruined, by too large a --lr or a damaged file")
 
 
-def show(task, value):
-    """A figure with the papers' decimals: metres with 4, the rest with 2."""
-    return "-" if value is None else f"{value:.{4 if TASKS[task].unit == 'm' else 2}f}"
-
-
 def as_file_label(task, prediction):
     """One postprocessed prediction without its batch dimension -> numpy array as in a data file."""
-    array = prediction.float().cpu().numpy()
+    array = prediction.cpu().numpy()
     if task in ("depth", "normal"):
         return array[0] if task == "depth" else array.transpose(1, 2, 0)
     return array if TASKS[task].channels == 1 else array.astype(np.uint8)
 
 
-@torch.inference_mode()
-def draw_preview(net, dataset, device, count=3):
-    """Ground truth and prediction of `count` images spread over the split -> PIL picture."""
-    samples = []
-    for index in np.linspace(0, len(dataset) - 1, min(count, len(dataset))).astype(int):
-        sample = dataset[index]
-        predictions = net.eval()(to_device({"image": sample["image"][None]}, device)[0])
-        guess = {task: as_file_label(task, postprocess(task, prediction)[0])
-                 for task, prediction in predictions.items()}
-        truth = {task: sample[task].numpy() for task in dataset.tasks}
-        image = sample["image"].permute(1, 2, 0).numpy()
-        samples.append((f"{dataset.split} {index}", image, truth, guess))
-    return pictures.preview(samples, dataset.classes)
-
-
 def report(net, config, out, device, workers):
     """Evaluate on the val split -> preview.png, config.json, metrics.json and the closing table."""
     dataset = DenseTasks(config["data"], "val", config["tasks"])
-    metrics = evaluate(net, dataset, device, workers, config["amp"])
-    if rank_and_world()[0] == 0:
-        with replacing(out / "preview.png") as part:
-            draw_preview(net, dataset, device).save(part, "PNG")
-        write_json(out / "config.json", config)
-        write_json(out / "metrics.json", metrics)
-        print(f"\nval split of {config['data']}, {len(dataset)} images:")
-        for task, figure in metrics.items():
-            name, unit, better = TASKS[task].metric, TASKS[task].unit, TASKS[task].higher_is_better
-            print(f"  {task:9} {name:4} [{unit}]{'':{4 - len(unit)}}{show(task, figure[name]):>8}"
-                  f"  {'higher' if better else 'lower'} is better")
-        print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    metrics, samples = evaluate(net, dataset, device, workers, config["amp"])
+    if rank_and_world()[0]:
+        return
+    with replacing(out / "preview.png") as part:
+        pictures.preview(samples, dataset.classes).save(part, "PNG")
+    write_json(out / "config.json", config)
+    write_json(out / "metrics.json", metrics)
+    print(f"\nval split of {config['data']}, {len(dataset)} images:")
+    for task, figures in metrics.items():
+        name, unit, higher = TASKS[task].metric, TASKS[task].unit, TASKS[task].higher_is_better
+        value = "-" if figures[name] is None else f"{figures[name]:.{4 if unit == 'm' else 2}f}"
+        print(f"  {task:9}{name:5}{'[' + unit + ']':6}{value:>7}  "
+              f"{'higher' if higher else 'lower'} is better")
+    print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 # ------------------------------------------------------------------------------------- 9. training
@@ -842,24 +809,19 @@ def replacing(path):
     """A temporary name to write to, then renamed: the file is always the old or the new one."""
     part = Path(f"{path}.part")
     try:
+        part.parent.mkdir(parents=True, exist_ok=True)
         yield part
         os.replace(part, path)
     except (OSError, RuntimeError) as error:
         raise UserError(f"{path} cannot be written: {plain(error)}") from error
     finally:
-        part.unlink(missing_ok=True)
+        with suppress(OSError):
+            part.unlink()
 
 
 def write_json(path, content):
     with replacing(path) as part:
         part.write_text(json.dumps(content, indent=1))
-
-
-def make_folder(path):
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {path} cannot be made: {error.strerror}") from error
 
 
 def load_weights(path, *keys):
@@ -895,8 +857,8 @@ def set_up(args, config, device, contrast=CrossTaskContrast):
 
 
 def save(out, config, log, objective, optimiser, schedule):
-    """last.pt, all that --resume needs (every random draw is a function of the seed and the
-    iteration), and log.csv."""
+    """last.pt, all that --resume needs (random draws are functions of seed and iteration), and
+    log.csv."""
     state = {"config": config, "iteration": log[-1]["iteration"], "log": log,
              "model": objective.net.state_dict(),
              "contrast": objective.contrast.state_dict() if objective.contrast else {},
@@ -928,18 +890,20 @@ def resume(out, config, objective, optimiser, schedule):
 
 @contextmanager
 def alone_in(folder):
-    """Keep other runs out of a folder until this one ends, however it ends."""
-    if fcntl is None or rank_and_world()[0]:  # Windows; other processes of this run
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    """Make a folder and keep other runs out of it until this one ends, however it ends."""
+    handle = None
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        folder.mkdir(parents=True, exist_ok=True)
+        if fcntl and rank_and_world()[0] == 0:
+            handle = os.open(folder, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    except BlockingIOError as error:
-        raise UserError(f"another run is at work in {folder}; choose another --out") from error
+    except OSError as error:
+        why = "another run is at work in it" if isinstance(error, BlockingIOError) else plain(error)
+        raise UserError(f"--out {folder} cannot be used: {why}") from error
     finally:
-        os.close(handle)
+        if handle is not None:
+            os.close(handle)
 
 
 @contextmanager
@@ -978,16 +942,6 @@ def is_sound(objective, images):
     return all(tensor.isfinite().all() for tensor in tensors)
 
 
-def training_batches(args, config, start, device):
-    """The dataset's batches from iteration `start` on, without end: this process's share of each."""
-    rank, world = rank_and_world()
-    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
-    keys = endless_keys(len(dataset), args.seed, start * args.batch_size)
-    return DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
-                      sampler=itertools.islice(keys, rank, None, world),
-                      worker_init_fn=no_signals, pin_memory=device.type == "cuda")
-
-
 def train(args, config, device, contrast=CrossTaskContrast):
     """The main loop; leaves last.pt and log.csv in the run folder -> the trained network."""
     (rank, world), out, start, log = rank_and_world(), Path(args.out), 0, []
@@ -995,19 +949,24 @@ def train(args, config, device, contrast=CrossTaskContrast):
     if args.resume and (out / "last.pt").exists():
         start, log = resume(out, config, objective, optimiser, schedule)
     elif rank == 0:  # an older run's would pass for this one's
-        for name in ("log.csv", "last.pt", "config.json", "metrics.json", "preview.png"):
+        for name in ("log.csv", "metrics.json", "preview.png"):
             (out / name).unlink(missing_ok=True)
+    if rank == 0:
+        write_json(out / "config.json", config)
     if args.compile:
         objective.net.features = torch.compile(objective.net.features)
     parallel = objective if world == 1 else nn.parallel.DistributedDataParallel(
         objective, find_unused_parameters=bool(args.contrast))  # projectors that are not drawn
+    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
+    keys = endless_keys(len(dataset), args.seed, start * args.batch_size)
+    loader = DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
+                        sampler=itertools.islice(keys, rank, None, world),  # this process's share
+                        worker_init_fn=no_signals, pin_memory=device.type == "cuda")
     weights = {task: TASKS[task].weight for task in config["tasks"]} | {"contrast": args.contrast}
-    save_every = min(max(args.iters // 20, 1), 1000)
     pending, begun, spoken = [], time.monotonic(), 0
     objective.train()
     with signals_noted() as signals:
-        batches = training_batches(args, config, start, device)
-        for iteration, batch in zip(range(start + 1, args.iters + 1), batches):
+        for iteration, batch in zip(range(start + 1, args.iters + 1), loader):
             torch.manual_seed(args.seed * 2**32 + iteration)  # the regulariser's draws
             images, labels = to_device(batch, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
@@ -1021,24 +980,25 @@ def train(args, config, device, contrast=CrossTaskContrast):
                 losses["share_of_chance"] = objective.contrast.share_of_chance
             pending.append(torch.stack([loss.detach().float() for loss in losses.values()]))
             stopping = in_any_process(signals)
-            saving = stopping or iteration % save_every == 0 or iteration == args.iters
+            last = stopping or iteration == args.iters
+            saving = last or iteration % min(max(args.iters // 20, 1), 1000) == 0
             if not saving and iteration % 10:
                 continue
             means, pending = torch.stack(pending).mean(0).tolist(), []  # here a GPU is waited for
             ruined = [name for name, mean in zip(losses, means) if not math.isfinite(mean)]
             if in_any_process(ruined or saving and not is_sound(objective, images)):
-                raise UserError(
-                    f"{' '.join(ruined) or 'the network'} not finite at iteration {iteration}; "
-                    f"{out / 'last.pt'}, if there, is from before: --resume with a smaller --lr")
-            seconds, now = (time.monotonic() - begun) / (iteration - start), time.monotonic()
+                raise UserError(f"{' '.join(ruined) or 'the network'} not finite at iteration "
+                                f"{iteration}; what this run has saved is from before: go on with "
+                                "--resume and a smaller --lr")
+            now, seconds = time.monotonic(), (time.monotonic() - begun) / (iteration - start)
             row = {**dict(zip(losses, means)), "lr": rate, "images_per_s": args.batch_size / seconds}
             row = {name: f"{value:.4g}" for name, value in row.items()}
             log.append({"iteration": iteration, **row})
-            if rank == 0 and (now > spoken + 5 or iteration == args.iters):
+            if rank == 0 and (now > spoken + 5 or last):
                 spoken, left = now, int(seconds * (args.iters - iteration))
                 print(f"{iteration}/{args.iters}  " + "  ".join(map(" ".join, row.items()))
                       + f"  {left // 60}:{left % 60:02} left", flush=True)
-            if saving and rank == 0:
+            if rank == 0 and saving:
                 save(out, config, log, objective, optimiser, schedule)
             if stopping:
                 raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, "
@@ -1047,40 +1007,38 @@ def train(args, config, device, contrast=CrossTaskContrast):
 
 
 # -------------------------------------------------------------------------------- 10. command line
+class Parser(argparse.ArgumentParser):
+    """argparse's, but bad use becomes a UserError."""
+
+    def error(self, message):
+        raise UserError(f"{message}; see --help")
+
+
 def build_parser():
-    """The command line; what only a protocol can fill in stays None."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.split("\n\n")[0], epilog="The opening of mtcd.py shows usual commands.")
-    parser.error = refuse
-    add = parser.add_argument_group("data and network").add_argument
+    """The command line of mtcd.py; what only a protocol can fill in stays None."""
+    parser, cuda = Parser(description=__doc__.split("\n\n")[0]), torch.cuda.is_available()
+    add = parser.add_argument
     add("--dataset", choices=PROTOCOLS, default="toy", help="sets the protocol (default: toy)")
     add("--data", metavar="FILE", help="of data_prep.py (default: data/DATASET.h5)")
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
     add("--backbone", choices=BACKBONES, help="shared encoder (default: the protocol's)")
-    add("--pretrained", metavar="FILE|imagenet|none", default="none", help="of the encoder")
-    add = parser.add_argument_group("training").add_argument
-    add("--contrast", type=float, metavar="LAMBDA", default=2.0, help="weight of the regulariser "
-        "(default: 2); 0 is the multi-task baseline")
+    add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights of the encoder")
+    add("--contrast", type=float, metavar="LAMBDA", default=2.0,
+        help="weight of the regulariser (default: 2); 0 is the multi-task baseline")
     add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
-    add("--batch-size", type=int, metavar="B", default=8,
-        help="images per iteration, over all processes (default: 8)")
+    add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
     add("--lr", type=float, help="learning rate at the start (default: the protocol's)")
-    add("--workers", type=int, metavar="N", default=4 * torch.cuda.is_available(),
+    add("--workers", type=int, metavar="N", default=4 if cuda else 0,
         help="processes that load data (default: 4 with a GPU, 0 without)")
     add("--seed", type=int, metavar="S", default=0, help="of all random numbers (default: 0)")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1")
+    add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
     add("--amp", action="store_true", help="bfloat16 where it is safe; not in the regulariser")
     add("--compile", action="store_true", help="compile the network with torch.compile")
-    add("--out", metavar="DIR", help="folder of the results (default: runs/, named by the arguments)")
+    add("--out", metavar="DIR", help="results (default: in runs/, named by the other arguments)")
     add("--resume", action="store_true", help="go on from DIR/last.pt as if never stopped")
-    add = parser.add_argument_group("evaluation").add_argument
     add("--eval", action="store_true", help="evaluate --checkpoint on the val split, do not train")
-    add("--checkpoint", metavar="FILE", help="last.pt of a run")
+    add("--checkpoint", metavar="FILE", help="last.pt of a run, for --eval")
     return parser
-
-
-def refuse(message):
-    raise UserError(f"{message}; see --help")
 
 
 def run_config(args):
@@ -1089,36 +1047,47 @@ def run_config(args):
     for name, value in (("backbone", protocol.backbone), ("iters", protocol.iterations),
                         ("lr", protocol.lr), ("tasks", protocol.tasks)):
         setattr(args, name, value if getattr(args, name) is None else getattr(args, name))
-    for name, least in (("contrast", 0), ("iters", 1), ("batch_size", 1), ("lr", 0), ("workers", 0),
-                        ("seed", 0)):
-        if not least <= getattr(args, name) < 2**31:
-            refuse(f"--{name.replace('_', '-')} {getattr(args, name)} is not from {least} to 2^31")
-    unknown = sorted(set(args.tasks) - set(protocol.tasks))
-    if unknown:
-        refuse(f"{args.dataset} has no labels of {' '.join(unknown)}, only of "
-               + " ".join(protocol.tasks))
+    least = {"contrast": 0, "iters": 1, "batch_size": 1, "lr": 0, "workers": 0, "seed": 0}
+    for name, low in least.items():
+        if not low <= getattr(args, name) < (2**31 if name == "seed" else math.inf):
+            raise UserError(f"--{name.replace('_', '-')} must be {low} or more, and finite; a seed "
+                            "below 2^31")
     tasks = [task for task in protocol.tasks if task in args.tasks]
+    if set(args.tasks) - set(tasks):
+        raise UserError(f"{args.dataset} has labels of {' '.join(protocol.tasks)} alone")
     if args.batch_size % world:
-        refuse(f"--batch-size {args.batch_size} does not divide among {world} processes")
+        raise UserError(f"--batch-size {args.batch_size} does not divide among {world} processes")
     subset = "-" + "-".join(tasks) if len(tasks) < len(protocol.tasks) else ""
     args.out = args.out or (f"runs/{args.dataset}-{args.backbone}{subset}-"
                             f"contrast{args.contrast:g}-seed{args.seed}")
     path = find_data(args.dataset, args.data, make=True)
     dataset = DenseTasks(path, "val", tasks)
     if dataset.name != args.dataset:
-        refuse(f"{path} holds {dataset.name}, not {args.dataset}")
+        raise UserError(f"{path} holds {dataset.name}, not {args.dataset}")
     if max(dataset.shape) <= 32 and args.batch_size == world:
-        refuse("--batch-size 1 is too small for batch normalisation of 32 x 32 images; take 2")
+        raise UserError("--batch-size 1 is too small to normalise 32 x 32 images; take 2")
     kept = ("backbone", "pretrained", "contrast", "iters", "batch_size", "lr", "seed", "amp")
     return {"dataset": args.dataset, "data": str(path), "tasks": tasks, "classes": dataset.classes,
             "channels": {task: TASKS[task].channels or len(dataset.classes[task]) for task in tasks},
             "size": list(map(int, dataset.shape)), **{name: getattr(args, name) for name in kept}}
 
 
+def find_data(name, path, make=False):
+    """The data file of a data set; `make` a missing toy file on the spot."""
+    path = Path(path or f"data/{name}.h5")
+    if make and name == "toy" and not path.exists() and rank_and_world()[0] == 0:
+        import data_prep
+        print(f"{path} is not there: rendering it", flush=True)
+        data_prep.main(["toy", "--out", str(path)])
+    in_any_process(False)  # the others wait for the first
+    if not path.exists():
+        raise UserError(f"{path} is not there; python data_prep.py --help tells how to make it")
+    return path
+
+
 def run_training(args, device, contrast=CrossTaskContrast):
     """Train, evaluate, report."""
     config, out = run_config(args), Path(args.out)
-    make_folder(out)
     with alone_in(out):
         if rank_and_world()[0] == 0:
             print(f"{out}: {' '.join(config['tasks'])} of {args.dataset}; {args.backbone}; contrast "
@@ -1135,7 +1104,7 @@ def load_network(path, device):
         net = MultiTaskNet(config["channels"], config["backbone"])
         net.load_state_dict(checkpoint["model"])
         if checkpoint["iteration"] < config["iters"]:
-            config["iteration"] = checkpoint["iteration"]  # tells an unfinished run
+            config["iteration"] = checkpoint["iteration"]  # of an unfinished run
     except (KeyError, TypeError, AttributeError, RuntimeError) as error:
         raise UserError(f"{path} is not last.pt of a run of mtcd.py: {plain(error)}") from error
     return net.to(device, memory_format=torch.channels_last), config, checkpoint["contrast"]
@@ -1147,21 +1116,20 @@ def run_evaluation(args, device):
     for name, default in vars(build_parser().parse_args([])).items():
         if getattr(args, name) != default and name not in (
                 "eval", "checkpoint", "dataset", "data", "out", "device", "workers"):
-            refuse(f"--{name.replace('_', '-')} has no effect with --eval")
+            raise UserError(f"--{name.replace('_', '-')} has no effect with --eval")
     if not args.checkpoint:
-        refuse("--eval needs --checkpoint FILE")
+        raise UserError("--eval needs --checkpoint FILE, last.pt of a run")
     net, config, _ = load_network(args.checkpoint, device)
     path = find_data(config["dataset"], args.data or config["data"])
     dataset = DenseTasks(path, "val", config["tasks"])
     if (dataset.name, dataset.classes) != (config["dataset"], config["classes"]):
         raise UserError(f"{path} ({dataset.name}) has other classes than the network")
-    out, own = Path(args.checkpoint).parent, str(path) == config["data"]
-    if not own or "iteration" in config:
-        out /= f"eval-{path.stem}-{config.get('iteration', config['iters'])}"
+    home = out = Path(args.checkpoint).parent
+    if str(path) != config["data"] or "iteration" in config:
+        out = home / f"eval-{path.stem}-{config.get('iteration', config['iters'])}"
     out, config["data"] = Path(args.out or out), str(path)
-    if (out / "last.pt").exists() and out.resolve() != Path(args.checkpoint).resolve().parent:
+    if (out / "last.pt").exists() and out.resolve() != home.resolve():
         raise UserError(f"{out} holds another run; choose another --out")
-    make_folder(out)
     report(net, config, out, device, args.workers)
 
 

@@ -10,6 +10,7 @@ its projected features, which are what the paper shows. Prints how often the pos
 and draws the distances, consistency.png beside the checkpoint or in --out.
 """
 import argparse
+import importlib.util
 import math
 import sys
 from pathlib import Path
@@ -102,14 +103,13 @@ def draw(tasks, spaces):
 
 def consistency(args):
     """Tables on the terminal, of random and of trained weights, and consistency.png."""
-    try:
-        import matplotlib  # noqa: F401  before the work, not after it
-    except ImportError as error:
-        raise mtcd.UserError("matplotlib draws consistency.png: pip install matplotlib") from error
+    if not importlib.util.find_spec("matplotlib"):  # say it before the work, not after
+        raise mtcd.UserError("matplotlib draws consistency.png: pip install matplotlib")
     device = mtcd.start_device(args.device)
     net, config, trained = mtcd.load_network(args.checkpoint, device)
     path = mtcd.find_data(config["dataset"], args.data or config["data"])
-    tasks, dataset = config["tasks"], mtcd.DenseTasks(path, "val", config["tasks"])
+    tasks = config["tasks"]
+    dataset = mtcd.DenseTasks(path, "val", tasks)
     torch.manual_seed(config["seed"])
     start = mtcd.MultiTaskNet(config["channels"], config["backbone"]).to(device)
     contrast = mtcd.CrossTaskContrast(tasks, net.channels).to(device)
@@ -117,18 +117,17 @@ def consistency(args):
     try:
         contrast.load_state_dict(trained or contrast.state_dict())
     except RuntimeError as error:
-        raise mtcd.UserError(f"{args.checkpoint} holds another regulariser's projectors") from error
+        raise mtcd.UserError(f"{args.checkpoint} has another regulariser's projectors") from error
     projectors = contrast.projectors if trained else {}
     plain, projected = triplet_distances(net, contrast, projectors, dataset, device)
     spaces = {"features, random weights": before, "features": plain}
     if projected:
         spaces["projected features"] = projected
     print("Percent of random triplets whose positive is nearer than the negative; 50 is chance.\n"
-          "Rows: whose features. Columns: whose labels say what is positive and negative.")
+          "Rows: whose features. Columns: whose labels tell positives from negatives.")
     for title, space in spaces.items():
         print_shares(title, tasks, space)
     out = Path(args.out or Path(args.checkpoint).parent)
-    mtcd.make_folder(out)
     with mtcd.replacing(out / "consistency.png") as part:
         draw(tasks, spaces).savefig(part, format="png")
     print(f"\n{out / 'consistency.png'}")

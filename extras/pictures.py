@@ -17,9 +17,10 @@ KINDS = {  # how a task is drawn; one that is not here: see kind_of
 VOID = (40, 40, 40)  # ignored pixels
 BACKGROUND = (208, 208, 208)  # class 0, most often the background
 CERTAIN = (0, 60, 130)  # probability 1; not black, which would pass for VOID
-VIRIDIS = np.array([  # the colour map of matplotlib at nine places: safe for the colour-blind
-    (68, 1, 84), (71, 44, 122), (59, 81, 139), (44, 113, 142), (33, 144, 141),
-    (39, 173, 129), (92, 200, 99), (170, 220, 50), (253, 231, 37)])
+VIRIDIS = np.array([  # matplotlib's colour map at 13 places: safe for the colour-blind
+    (68, 1, 84), (72, 31, 113), (68, 58, 131), (59, 82, 139), (49, 104, 142), (40, 124, 142),
+    (33, 144, 140), (32, 164, 134), (53, 183, 121), (93, 201, 99), (143, 215, 68), (199, 224, 32),
+    (253, 231, 37)])
 GUTTER, CAPTION = 8, 20  # pixels between the cells of a sheet; height of a caption
 
 

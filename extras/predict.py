@@ -33,7 +33,7 @@ def to_8_bits(picture):
     values = np.asarray(picture)
     low, high = values.min(), values.max()  # NaN where any value is NaN
     if not (low >= 0 and high <= WHITES[-1]):
-        raise ValueError(f"its values, {low:g} to {high:g}, are not in 0 to 65535; save it with 8 bits")
+        raise ValueError(f"values {low:g} to {high:g} are not in 0 to 65535; save it with 8 bits")
     white = next(white for white in WHITES if high <= white)
     return Image.fromarray(np.rint(values * np.float32(255 / white)).astype(np.uint8))
 
@@ -112,7 +112,6 @@ def predict(args):
     net, config, _ = mtcd.load_network(args.checkpoint, device)
     net.eval()
     out, failed, taken = Path(args.out), 0, {Path(path).resolve() for path in args.images}
-    mtcd.make_folder(out)
     for path in map(Path, args.images):
         try:
             picture = read_picture(path)
@@ -122,15 +121,11 @@ def predict(args):
             continue
         predictions = predict_picture(net, picture, max(config["size"]), device)
         for task, prediction in predictions.items():
-            if not prediction.isfinite().all():
-                raise mtcd.UserError(
-                    f"{args.checkpoint}: the {task} prediction of {path} is not finite; "
-                    "the weights are damaged, or training diverged")
+            mtcd.check_finite(task, prediction, path)
         name = free_name(path, out, taken)
         with mtcd.replacing(out / f"{name}.png") as part:
             draw(picture, predictions, config["classes"]).save(part, "PNG")
-        size = picture.size[::-1]
-        del picture  # the arrays need the memory
+        size, picture = picture.size[::-1], None  # the arrays need the memory
         save_arrays(out / f"{name}.npz", predictions, size)
         print(f"{path} -> {out / name}.png, .npz")
     if failed:

@@ -1,13 +1,12 @@
 # SPDX-License-Identifier: MIT
-"""Side by side in one run: our encoder and timm's, our regulariser and pytorch-metric-learning's, a step and its parts,
-and `mtcd.py --bench` under NYUD's protocol on rendered rooms of its size.
+"""Side by side in one run: our encoder and timm's, our regulariser and pytorch-metric-learning's, a
+step and its parts, and extras.bench under NYUD's protocol on rendered rooms of its size.
 
     pip install timm pytorch-metric-learning
-    OMP_NUM_THREADS=2 python docs/peers.py              three to four minutes on 2 CPU cores; medians of 5, in turn
+    OMP_NUM_THREADS=2 python -m extras.peers     four minutes on 2 CPU cores; medians of 5, in turn
 """
-import sys
+import argparse
 import tempfile
-from pathlib import Path
 
 import h5py
 import timm
@@ -15,15 +14,16 @@ import torch
 import torch.nn.functional as F
 from pytorch_metric_learning import losses, miners
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import data_prep
 import mtcd
+from extras.bench import main as bench_main
+from extras.bench import median_seconds
 
 CPU, TASKS = torch.device("cpu"), {"semseg": 40, "depth": 1, "normal": 3, "boundary": 1}
 
 
 def labels_of(size, batch):
-    """Random labels of the four tasks, 10 patches a side: what they say does not matter to the time."""
+    """Random labels of the four tasks, 10 patches a side: the time does not depend on them."""
     def patches(values):
         return F.interpolate(values, size)
     return {"semseg": patches(torch.randint(40, (batch, 1, 10, 10)).float())[:, 0].long(),
@@ -34,10 +34,11 @@ def labels_of(size, batch):
 
 def show(title, jobs):
     """Medians in ms of {name: job}, and their ratio to the first."""
-    times = mtcd.median_seconds(jobs, CPU)
+    times = median_seconds(jobs, CPU)
     print(f"\n{title}")
     for name, seconds in times.items():
-        print(f"  {name:58}{1000 * seconds:10.1f} ms{seconds / next(iter(times.values())):8.2f}", flush=True)
+        ratio = seconds / next(iter(times.values()))
+        print(f"  {name:58}{1000 * seconds:10.1f} ms{ratio:8.2f}", flush=True)
 
 
 def backward(outputs):
@@ -47,8 +48,10 @@ def backward(outputs):
 def encoders():
     x = torch.randn(2, 3, 416, 544)
     ours = mtcd.build_backbone("hrnet18s").to(memory_format=torch.channels_last)
-    peer = timm.create_model("hrnet_w18_small_v2", features_only=True, feature_location="")  # without its image head
-    jobs = {"hrnet18s, channels last, as it is trained": lambda: backward(ours(x)), "timm": lambda: backward(peer(x))}
+    peer = timm.create_model(  # without its classification head
+        "hrnet_w18_small_v2", features_only=True, feature_location="")
+    jobs = {"hrnet18s, channels last, as it is trained": lambda: backward(ours(x)),
+            "timm": lambda: backward(peer(x))}
     show("encoder, 416 x 544, batch 2, forward and backward", jobs)
     peer.to(memory_format=torch.channels_last)
     x = x.contiguous(memory_format=torch.channels_last)
@@ -56,9 +59,10 @@ def encoders():
 
 
 def steps():
-    images, labels = torch.rand(2, 3, 425, 560).contiguous(memory_format=torch.channels_last), labels_of((425, 560), 2)
-    net = mtcd.MultiTaskNet(TASKS)
-    objective = mtcd.Objective(net, mtcd.CrossTaskContrast(list(TASKS), net.channels), mtcd.BENCHMARKS["nyud"])
+    images = torch.rand(2, 3, 425, 560).contiguous(memory_format=torch.channels_last)
+    labels, net = labels_of((425, 560), 2), mtcd.MultiTaskNet(TASKS)
+    contrast = mtcd.CrossTaskContrast(list(TASKS), net.channels)
+    objective = mtcd.Objective(net, contrast, mtcd.PROTOCOLS["nyud"].boundary_weight)
     objective.to(memory_format=torch.channels_last)
     optimiser = torch.optim.SGD(objective.parameters(), 1e-4, momentum=0.9, weight_decay=5e-4)
 
@@ -67,27 +71,35 @@ def steps():
         sum(objective(images, labels).values()).backward()
         optimiser.step()
     show("training step, 425 x 560, batch 2, 4 tasks, 40 classes",
-         {"encoder and heads, forward and backward": lambda: backward(net.features(images).values()), "step": step})
+         {"encoder and heads, forward and backward":
+          lambda: backward(net.features(images).values()), "step": step})
 
 
 def regularisers():
-    embedding, label, pixel = torch.randn(384, 64), torch.randint(10, (384,)), torch.arange(384)
+    embedding, label = torch.randn(384, 64), torch.randint(10, (384,))
+    valid = torch.ones(384, dtype=torch.bool)
     contrast = mtcd.CrossTaskContrast(list(TASKS), 64)
-    miner, triplet = miners.TripletMarginMiner(0.3, type_of_triplets="semihard"), losses.TripletMarginLoss(0.3)
+    miner = miners.TripletMarginMiner(1.0, type_of_triplets="semihard")
+    triplet = losses.TripletMarginLoss(1.0)
+
+    def points():
+        return F.normalize(embedding.clone().requires_grad_(), dim=1)
 
     def ours():
-        points = F.normalize(embedding.clone().requires_grad_(), dim=1)
-        contrast.triplet_loss(points, label[:, None], pixel, mtcd.CLASSES).backward()
+        contrast.triplet_loss(points(), label[:, None], valid, mtcd.CLASSES).backward()
 
-    def peer():
-        points = F.normalize(embedding.clone().requires_grad_(), dim=1)
-        triplet(points, label, miner(points, label)).backward()
-    show("semi-hard triplets of 384 pixels, 10 classes, forward and backward",
-         {"ours": ours, "pytorch-metric-learning": peer})
+    def mined():
+        some = points()
+        triplet(some, label, miner(some, label)).backward()
+    show("triplets of 384 pixels, 10 classes, forward and backward",
+         {"ours, a random one per anchor": ours,
+          "pytorch-metric-learning, semi-hard": mined,
+          "pytorch-metric-learning, all": lambda: triplet(points(), label).backward()})
 
     def regulariser(height, width, count):
         some = mtcd.CrossTaskContrast(list(TASKS)[:count], 64)
-        features = {task: torch.randn(8, 64, height // 4, width // 4, requires_grad=True) for task in some.tasks}
+        shape = 8, 64, height // 4, width // 4
+        features = {task: torch.randn(shape, requires_grad=True) for task in some.tasks}
         labels = labels_of((height, width), 8)
         return lambda: some(features, labels).backward()
     show("regulariser, batch 8, forward and backward", {
@@ -100,12 +112,14 @@ def bench():
         path = f"{folder}/nyud.h5"
         data_prep.make_toy(path, train=32, val=8, height=425, width=560)
         with h5py.File(path, "r+") as file:
-            file.attrs["dataset"] = "nyud"  # its four tasks, its crops and scales; the rooms' 14 classes
+            file.attrs["dataset"] = "nyud"  # its tasks, crops and scales; the rooms' 14 classes
         print(flush=True)
-        mtcd.main(["--bench", "--dataset", "nyud", "--data", path, "--device", "cpu"])
+        bench_main(["--dataset", "nyud", "--data", path, "--device", "cpu"])
 
 
 if __name__ == "__main__":
+    argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
     torch.manual_seed(0)
     encoders()
     steps()
