@@ -34,8 +34,7 @@ def test_every_arm_is_what_it_says(name):
     contrast.pair_loss, contrast.triplet_loss = pair_spy, triplet_spy
     loss = contrast(features, labels)
     loss.backward()
-    assert loss.isfinite() and loss > 0
-    assert all(feature.grad.any() for feature in features.values())
+    assert loss.isfinite() and loss > 0 and all(f.grad.any() for f in features.values())
     assert contrast.share_of_chance.item() == pytest.approx(loss.item() / 4 / contrast.margin)
     if name == "all sources":
         assert sorted(pairs) == sorted(itertools.permutations(study.TASKS, 2))
