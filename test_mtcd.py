@@ -531,7 +531,7 @@ def test_a_crop_without_any_part_of_a_person_is_ignored_as_a_whole(tmp_path):
 
 def test_photometric_distortion_is_the_protocols_in_2000_draws():
     """Two greys tell brightness and contrast; without these, colours must be colorsys' change of saturation (the value
-    is kept), then scipy's turn about the grey axis, and both must be drawn as often and as far as mmsegmentation does."""
+    is kept), then scipy's turn about the grey axis, drawn as often and as far as in mmsegmentation."""
     picture = np.array([(40,) * 3, (120,) * 3, (200, 100, 100), (90, 150, 120), (100, 100, 140)])
     image, rng = torch.from_numpy(picture.T[:, None].astype(np.uint8)), np.random.default_rng(0)
     drawn = torch.stack([mtcd.distort(image, rng) for _ in range(2000)])[:, :, 0].mT.double().numpy()  # (2000, 5, 3)
@@ -703,7 +703,7 @@ def test_postprocess_gives_labels_metres_unit_vectors_and_probabilities():
 
 # ----------------------------------------------------------------------------------------------------------- metrics
 def check_metric(metric, expected, batches, rel=1e-5):
-    """The expected value, and exactly the same whatever the order and the batches."""
+    """The expected value, and the same whatever the order and the batches."""
     values = []
     for order in (batches, batches[::-1], [(p[i : i + 1], y[i : i + 1]) for p, y in batches for i in range(len(p))]):
         m = metric()
@@ -711,13 +711,13 @@ def check_metric(metric, expected, batches, rel=1e-5):
             m.update(prediction, label)
         values.append(m.compute())
     assert values[0] == pytest.approx(expected, rel=rel, abs=1e-5, nan_ok=True) and type(values[0]) is float
-    assert len(set(values)) == 1 or math.isnan(expected)
+    assert values == pytest.approx(values[:1] * 3, rel=1e-9, nan_ok=True)
 
 
 def plain_miou(p, y):
     """Of 6 classes: 5 occurs nowhere and does not count, 4 is never predicted and does."""
-    pairs = [(set(np.flatnonzero(p == k)), set(np.flatnonzero(y == k))) for k in range(6)]
-    return np.mean([100 * len(a & b) / len(a | b) for a, b in pairs if a | b]) if len(y) else math.nan
+    score = pytest.importorskip("sklearn.metrics").jaccard_score
+    return 100 * score(y, p, average="macro") if len(y) else math.nan
 
 
 def probabilities(shape, low, high):
@@ -727,12 +727,8 @@ def probabilities(shape, low, high):
 
 
 def plain_max_f(p, y):
-    scores = []
-    for step in range(1, 20):
-        hit, predicted = np.sum((p > step / 20) & (y == 1)), np.sum(p > step / 20)
-        precision, recall = hit / max(predicted, 1), hit / max(np.sum(y == 1), 1)
-        scores.append(100 * 1.3 * precision * recall / max(0.3 * precision + recall, 1e-9))
-    return max(scores) if len(y) else math.nan
+    score = functools.partial(pytest.importorskip("sklearn.metrics").fbeta_score, beta=0.3**0.5, zero_division=0)
+    return 100 * max(score(y, p > step / 20) for step in range(1, 20)) if len(y) else math.nan
 
 
 @pytest.mark.parametrize("ignored", [0, 0.3, 1])
@@ -742,7 +738,7 @@ def plain_max_f(p, y):
     (mtcd.MaxF, plain_max_f, lambda shape: probabilities(shape, 20, 19)),  # best only beyond exactly 0.95
     (mtcd.RMSE, lambda p, y: np.sqrt(np.mean((np.maximum(p, 0) - y) ** 2)) if len(y) else math.nan,
      lambda shape: (3 * torch.randn(shape)[:, None], 1 + 5 * torch.rand(shape)[:, None]))])
-def test_miou_maxf_and_rmse_equal_plain_counting(metric, plain, draw, ignored):
+def test_miou_and_maxf_equal_scikit_learns_and_rmse_its_formula(metric, plain, draw, ignored):
     batches = [draw((size, 6, 7)) for size in (1, 3, 2)]
     void = 0 if batches[0][1].ndim == 4 else 255
     for _, label in batches:
@@ -759,28 +755,6 @@ def test_mean_angular_error_equals_the_angles_that_the_vectors_were_turned_by(an
         turned, label = (torch.from_numpy(v.T.reshape(1, 3, 5, 8)) for v in (np.cos(turn) * a + np.sin(turn) * b, a))
         batches.append((torch.cat([turned, turned]), torch.cat([label, 0 * label])))  # the second image is ignored
     check_metric(mtcd.MeanAngularError, np.mean(np.resize(angles, 40)), batches, rel=1e-7)
-
-
-def test_metrics_equal_scikit_learn_on_random_data_with_ignored_pixels():
-    metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(5)
-    label, guess = rng.integers(0, 6, (3, 20, 30)), rng.integers(0, 6, (3, 20, 30))
-    label[rng.random(label.shape) < 0.2] = 255
-    valid, miou, rmse, maxf = label != 255, mtcd.MeanIoU(6), mtcd.RMSE(), mtcd.MaxF()
-    miou.update(torch.from_numpy(guess), torch.from_numpy(label))
-    assert miou.compute() == pytest.approx(
-        100 * metrics.jaccard_score(label[valid], guess[valid], average="macro"), abs=1e-9)
-    depth, far = rng.uniform(1, 9, (2, 1, 20, 30)), rng.uniform(-1, 9, (2, 1, 20, 30))
-    depth[rng.random(depth.shape) < 0.2] = 0
-    rmse.update(torch.from_numpy(far), torch.from_numpy(depth))
-    assert rmse.compute() == pytest.approx(
-        metrics.mean_squared_error(depth[depth > 0], far[depth > 0].clip(0)) ** 0.5, abs=1e-5)
-    salient = np.where(valid, label > 3, 255)
-    probability = (rng.random(label.shape) + 0.5 * (label > 3)) / 1.5
-    maxf.update(torch.from_numpy(probability), torch.from_numpy(salient))
-    assert maxf.compute() == pytest.approx(max(
-        100 * metrics.fbeta_score(salient[valid], probability[valid] > t / 20, beta=0.3**0.5) for t in range(1, 20)))
-
 
 
 # ------------------------------------------------------------------------------------------------ training, evaluation
@@ -1009,7 +983,7 @@ def test_sums_of_far_errors_do_not_overflow():
 
 
 @pytest.mark.parametrize("iters, tasks", [(1, ["depth", "normal"]), (20, ["depth"])])
-def test_a_diverging_run_leaves_no_weights_and_no_figures_and_its_advice_works(iters, tasks, toy_file, tmp_path, capsys):
+def test_a_diverging_run_leaves_nothing_and_its_advice_works(iters, tasks, toy_file, tmp_path, capsys):
     arguments = quick(toy_file, tmp_path, "--iters", iters, "--tasks", *tasks)
     assert main(*arguments, "--lr", "1e30") == 2
     one_line(capsys, "not finite", "--lr")
@@ -1117,7 +1091,7 @@ def start(tmp_path_factory):
 def end(process, seconds=60):
     """-> exit status (None if it hangs), lines on stderr."""
     process.join(seconds)
-    return process.exitcode, process.log.read_text().splitlines()
+    return process.exitcode, process.log.read_text(errors="replace").splitlines()
 
 
 def ends_in_one_line(process, *words):
@@ -1141,7 +1115,7 @@ def start_two(start, *arguments, before=(lambda: None,) * 2):
 
 
 @pytest.mark.parametrize("split, index, workers", [("train", 7, 0), ("train", 7, 2), ("val", 3, 2)])
-def test_an_array_that_cannot_be_read_in_the_middle_of_a_run_is_one_line(split, index, workers, toy_file, tmp_path, start):
+def test_an_array_that_cannot_be_read_is_one_line(split, index, workers, toy_file, tmp_path, start):
     data = Path(shutil.copy(toy_file, tmp_path / "toy.h5"))
     with h5py.File(data) as file:
         chunk = file[split]["semseg"].id.get_chunk_info(index)
@@ -1210,14 +1184,14 @@ def test_a_full_disk_is_one_line_and_leaves_whole_files(name, toy_file, tmp_path
         elif path.suffix == ".json":
             json.loads(content)
     monkeypatch.undo()
-    assert name == "last.pt" or main(*quick(toy_file, tmp_path, "--seed", 1, "--resume")) == 0
+    assert name in ("last.pt", "config.json") or main(*quick(toy_file, tmp_path, "--seed", 1, "--resume")) == 0
 
 
 def test_a_disk_that_fills_while_weights_are_written_keeps_the_old_ones(toy_file, tmp_path, start):
     assert main(*quick(toy_file, tmp_path)) == 0
     before = (tmp_path / "last.pt").read_bytes()
-    limit = len(before) // 3
-    process = start(*quick(toy_file, tmp_path), before=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)))
+    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (len(before) // 3,) * 2)
+    process = start(*quick(toy_file, tmp_path), before=full)
     ends_in_one_line(process, "last.pt")
     assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.part"))
 
