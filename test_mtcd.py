@@ -10,7 +10,6 @@ import math
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import socket
@@ -117,8 +116,7 @@ def at_centre(label, pixel, shape):
 def pair(source, shape=(2, 6, 7, 9), **choices):
     """A float64 regulariser of one target and one source, what it samples and which triplets it
     draws (lists that fill at every call), the target's features, the source's labels."""
-    contrast = mtcd.CrossTaskContrast(
-        ["albedo", source], shape[1], **{"samples": 50, "dim": 5, **choices},
+    contrast = mtcd.CrossTaskContrast(["albedo", source], shape[1], **{"samples": 50, "dim": 5, **choices},
         criteria={"albedo": mtcd.CRITERIA["semseg"]}).double()
     sampled, drawn, sample, triplets = [], [], contrast.sample, contrast.triplets
     contrast.sample = lambda *a: sampled.append(sample(*a)) or sampled[-1]
@@ -190,14 +188,11 @@ def test_loss_of_two_clusters_is_the_margin_minus_their_distance(angle):
     assert contrast.share_of_chance.item() == pytest.approx(expected, abs=1e-5)
 
 
-NOTHING = {
-    "one class": ("semseg", torch.full((2, 6, 6), 3)),
+NOTHING = {"one class": ("semseg", torch.full((2, 6, 6), 3)),
     "each class once": ("semseg", torch.arange(36).view(1, 6, 6)),
-    "all ignored": ("semseg", torch.full((2, 6, 6), 255)),
-    "no depth": ("depth", torch.zeros(2, 1, 6, 6)),
+    "all ignored": ("semseg", torch.full((2, 6, 6), 255)), "no depth": ("depth", torch.zeros(2, 1, 6, 6)),
     "nan and infinity": ("depth", torch.tensor([math.nan, math.inf, -math.inf]).repeat(2, 24).view(2, 1, 6, 12)),
-    "no normals": ("normal", torch.zeros(2, 3, 6, 6)),
-    "one depth": ("depth", torch.full((2, 1, 6, 6), 2.0)),
+    "no normals": ("normal", torch.zeros(2, 3, 6, 6)), "one depth": ("depth", torch.full((2, 1, 6, 6), 2.0)),
     "neither near nor far": ("depth", torch.tensor([1.0, 1.1]).view(1, 1, 1, 2)),
     "one pixel": ("semseg", torch.zeros(1, 1, 1).long()),
     "one valid pixel": ("semseg", torch.tensor([[[1, 255], [255, 255]]])),
@@ -234,8 +229,7 @@ def test_sources_are_drawn_before_all_else_so_processes_with_other_images_agree(
     tasks, drawn = ["semseg", "depth", "normal", "boundary"], []
     contrast = mtcd.CrossTaskContrast(tasks, 8)
     original = contrast.pair_loss
-    contrast.pair_loss = lambda target, source, *maps: drawn[-1].append(source) or original(
-        target, source, *maps)
+    contrast.pair_loss = lambda target, source, *maps: drawn[-1].append(source) or original(target, source, *maps)
     for seed, size in itertools.product(range(20), (3, 6)):  # other sizes take other draws
         drawn.append([])
         labels = {task: labels_of(task, (1, size, size)) for task in tasks}
@@ -1112,88 +1106,6 @@ def start_two(start, *arguments, before=(lambda: None,) * 2):
         port = str(free.getsockname()[1])
     return [start(*arguments, before=before[rank], RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
                   MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in range(2)]
-
-
-@pytest.mark.parametrize("split, index, workers", [("train", 7, 0), ("train", 7, 2), ("val", 3, 2)])
-def test_an_array_that_cannot_be_read_is_one_line(split, index, workers, toy_file, tmp_path, start):
-    data = Path(shutil.copy(toy_file, tmp_path / "toy.h5"))
-    with h5py.File(data) as file:
-        chunk = file[split]["semseg"].id.get_chunk_info(index)
-    with data.open("r+b") as file:
-        file.seek(chunk.byte_offset + chunk.size // 2)
-        file.write(b"????")
-    process = start(*quick(data, tmp_path / "run", "--tasks", "semseg", "--iters", 10, "--workers", workers))
-    ends_in_one_line(process, "toy.h5", f"{split} image {index},", "convert")
-    assert not (tmp_path / "run/metrics.json").exists()
-
-
-@pytest.mark.parametrize("how", ["--eval", "--resume"])
-def test_a_flipped_bit_of_a_weight_is_found_by_its_checksum(how, toy_file, trained, tmp_path, capsys):
-    home = shutil.copytree(trained, tmp_path / "home")
-    content = bytearray((home / "last.pt").read_bytes())
-    content[len(content) // 2] ^= 64
-    (home / "last.pt").write_bytes(content)
-    before, saved = files(home), torch.load(home / "last.pt", weights_only=True)  # loads without complaint
-    more = ("--checkpoint", home / "last.pt") if how == "--eval" else quick(
-        toy_file, home, "--tasks", *saved["config"]["tasks"])
-    assert main(how, *more) == 2
-    one_line(capsys, "last.pt", "damaged")
-    assert files(home) == before
-
-
-class Bomb:
-    def __reduce__(self):
-        return os.mkdir, ("exploded",)
-
-
-@pytest.mark.parametrize("content", [b"", b"nonsense", "truncated", "bomb", "foreign"])
-def test_a_bad_checkpoint_is_one_line_and_runs_nothing(content, toy_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "last.pt"
-    if content == "truncated":
-        torch.save({"config": {}, "model": torch.zeros(1000)}, path)
-        path.write_bytes(path.read_bytes()[:2000])
-    elif content == "bomb":
-        torch.save({"config": Bomb(), "model": {}}, path)
-    elif content == "foreign":
-        torch.save({"config": {"channels": {"depth": 1}, "backbone": "resnet18"}, "model": {"a": torch.ones(1)}}, path)
-    else:
-        path.write_bytes(content)
-    for arguments in (["--eval", "--checkpoint", path], quick(toy_file, tmp_path, "--resume")):
-        assert main(*arguments) == 2
-        one_line(capsys, "last.pt")
-    assert not Path("exploded").exists()
-
-
-@pytest.mark.parametrize("name", ["last.pt", "log.csv", "metrics.json", "preview.png", "config.json"])
-def test_a_full_disk_is_one_line_and_leaves_whole_files(name, toy_file, tmp_path, capsys, monkeypatch):
-    assert main(*quick(toy_file, tmp_path)) == 0
-    before, replace = files(tmp_path), os.replace
-
-    def full(part, path):
-        if Path(path).name == name:
-            raise OSError(28, "No space left on device")
-        replace(part, path)
-    monkeypatch.setattr(os, "replace", full)
-    assert main(*quick(toy_file, tmp_path, "--seed", 1)) == 2
-    one_line(capsys, name, "No space left")
-    assert not list(tmp_path.glob("*.part"))
-    for path, content in files(tmp_path).items():
-        if path.name == name:
-            assert content == before[path]  # the older one, or none
-        elif path.suffix == ".json":
-            json.loads(content)
-    monkeypatch.undo()
-    assert name in ("last.pt", "config.json") or main(*quick(toy_file, tmp_path, "--seed", 1, "--resume")) == 0
-
-
-def test_a_disk_that_fills_while_weights_are_written_keeps_the_old_ones(toy_file, tmp_path, start):
-    assert main(*quick(toy_file, tmp_path)) == 0
-    before = (tmp_path / "last.pt").read_bytes()
-    full = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (len(before) // 3,) * 2)
-    process = start(*quick(toy_file, tmp_path), before=full)
-    ends_in_one_line(process, "last.pt")
-    assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.part"))
 
 
 def test_a_clock_that_is_set_back_changes_nothing(toy_file, tmp_path, monkeypatch):

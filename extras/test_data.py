@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tests of data_prep.py on miniature folders in the official layouts, and of damage to any file."""
 import io
+import json
 import os
 import resource
 import shutil
@@ -17,6 +18,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 from scipy.io import savemat
@@ -25,7 +27,7 @@ from skimage import morphology
 import data_prep
 import mtcd
 from extras import predict, rooms
-from test_mtcd import TASKS, end, main, quick
+from test_mtcd import TASKS, end, ends_in_one_line, files, main, one_line, quick
 
 pytest_plugins = ["test_mtcd"]  # its fixtures
 
@@ -556,6 +558,88 @@ def test_a_damaged_file_of_any_program_ends_well_or_in_one_line(kind, trained, t
         assert not list(out.glob("*.part")), told
         if "last.pt" in left:
             assert mtcd.load_weights(out / "last.pt", "model")
+
+
+@pytest.mark.parametrize("split, index, workers", [("train", 7, 0), ("train", 7, 2), ("val", 3, 2)])
+def test_an_array_that_cannot_be_read_is_one_line(split, index, workers, toy_file, tmp_path, start):
+    data = Path(shutil.copy(toy_file, tmp_path / "toy.h5"))
+    with h5py.File(data) as file:
+        chunk = file[split]["semseg"].id.get_chunk_info(index)
+    with data.open("r+b") as file:
+        file.seek(chunk.byte_offset + chunk.size // 2)
+        file.write(b"????")
+    process = start(*quick(data, tmp_path / "run", "--tasks", "semseg", "--iters", 10, "--workers", workers))
+    ends_in_one_line(process, "toy.h5", f"{split} image {index},", "convert")
+    assert not (tmp_path / "run/metrics.json").exists()
+
+
+@pytest.mark.parametrize("how", ["--eval", "--resume"])
+def test_a_flipped_bit_of_a_weight_is_found_by_its_checksum(how, toy_file, trained, tmp_path, capsys):
+    home = shutil.copytree(trained, tmp_path / "home")
+    content = bytearray((home / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 64
+    (home / "last.pt").write_bytes(content)
+    before, saved = files(home), torch.load(home / "last.pt", weights_only=True)  # loads without complaint
+    more = ("--checkpoint", home / "last.pt") if how == "--eval" else quick(
+        toy_file, home, "--tasks", *saved["config"]["tasks"])
+    assert main(how, *more) == 2
+    one_line(capsys, "last.pt", "damaged")
+    assert files(home) == before
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", "truncated", "bomb", "foreign"])
+def test_a_bad_checkpoint_is_one_line_and_runs_nothing(content, toy_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "last.pt"
+    if content == "truncated":
+        torch.save({"config": {}, "model": torch.zeros(1000)}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif content == "bomb":
+        torch.save({"config": Bomb(), "model": {}}, path)
+    elif content == "foreign":
+        torch.save({"config": {"channels": {"depth": 1}, "backbone": "resnet18"}, "model": {"a": torch.ones(1)}}, path)
+    else:
+        path.write_bytes(content)
+    for arguments in (["--eval", "--checkpoint", path], quick(toy_file, tmp_path, "--resume")):
+        assert main(*arguments) == 2
+        one_line(capsys, "last.pt")
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["last.pt", "log.csv", "metrics.json", "preview.png", "config.json"])
+def test_a_full_disk_is_one_line_and_leaves_whole_files(name, toy_file, tmp_path, capsys, monkeypatch):
+    assert main(*quick(toy_file, tmp_path)) == 0
+    before, replace = files(tmp_path), os.replace
+
+    def full(part, path):
+        if Path(path).name == name:
+            raise OSError(28, "No space left on device")
+        replace(part, path)
+    monkeypatch.setattr(os, "replace", full)
+    assert main(*quick(toy_file, tmp_path, "--seed", 1)) == 2
+    one_line(capsys, name, "No space left")
+    assert not list(tmp_path.glob("*.part"))
+    for path, content in files(tmp_path).items():
+        if path.name == name:
+            assert content == before[path]  # the older one, or none
+        elif path.suffix == ".json":
+            json.loads(content)
+    monkeypatch.undo()
+    assert name in ("last.pt", "config.json") or main(*quick(toy_file, tmp_path, "--seed", 1, "--resume")) == 0
+
+
+def test_a_disk_that_fills_while_weights_are_written_keeps_the_old_ones(toy_file, tmp_path, start):
+    assert main(*quick(toy_file, tmp_path)) == 0
+    before = (tmp_path / "last.pt").read_bytes()
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (len(before) // 3,) * 2)
+    process = start(*quick(toy_file, tmp_path), before=full)
+    ends_in_one_line(process, "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.part"))
 
 
 def test_missing_folder_and_bad_out(tmp_path, capfd):

@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""Tests of extras/ against what does not depend on them: scikit-image's thinning, scipy's assignment, geometry, Student's
-t, plain loops. All data is made here."""
+"""Tests of extras/ against what does not depend on them: scikit-image, scipy, geometry, plain loops."""
 import contextlib
 import csv
-import functools
 import io
 import itertools
 import json
 import math
 import os
 import re
+import runpy
 import signal
 import subprocess
 import sys
@@ -36,35 +35,10 @@ from extras import bench, compare, consistency, odsf, pictures, predict, rooms, 
 from extras.arms import FORMS, AllPairs
 from extras.datafile import in_order
 from extras.normals import normals_from_depth
+from test_mtcd import CPU, one_line
 
-torch.set_num_threads(1)
+pytest_plugins = ["test_mtcd"]  # its fixtures
 ROOT = Path(mtcd.__file__).parent
-CPU = torch.device("cpu")
-
-
-@pytest.fixture(autouse=True)
-def seeded():
-    torch.manual_seed(0)
-
-
-@pytest.fixture(scope="session")
-def toy_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("data") / "toy.h5"
-    data_prep.make_toy(path, train=10, val=5, height=64, width=96)
-    return path
-
-
-@pytest.fixture(scope="session")
-def trained(toy_file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    assert mtcd.main(["--device", "cpu", "--data", str(toy_file), "--iters", "1", "--batch-size", "2",
-                      "--out", str(folder)]) == 0
-    return folder
-
-
-def one_line(capsys, *words):
-    errors = capsys.readouterr().err.splitlines()
-    assert len(errors) == 1 and all(word in errors[0] for word in words), errors
 
 
 # ------------------------------------------------------------------------------------------------- boundary evaluation
@@ -116,7 +90,8 @@ def test_thin_equals_scikit_image_and_is_fast():
 
 def test_thin_treats_bits_apart():
     masks = np.random.default_rng(0).random((64, 40, 31)) < np.linspace(0.05, 0.95, 64)[:, None, None]
-    packed = odsf.thin((masks.astype(np.uint64) << np.arange(64, dtype=np.uint64)[:, None, None]).sum(0, dtype=np.uint64))
+    planes = masks.astype(np.uint64) << np.arange(64, dtype=np.uint64)[:, None, None]
+    packed = odsf.thin(planes.sum(0, dtype=np.uint64))
     for k, mask in enumerate(masks):
         assert np.array_equal(packed >> np.uint64(k) & np.uint64(1), skimage_thin(mask))
 
@@ -284,7 +259,7 @@ def save_array(path, array):
     np.save(path, array) if path.suffix == ".npy" else Image.fromarray(array).save(path)
 
 
-def boundary_pictures(folder, pairs):
+def edge_files(folder, pairs):
     """Labels in turn as 0/255 png, 0/1 png, bool npy, 0/255 npy and 1-bit png."""
     for k, (probability, label) in enumerate(pairs):
         save_array(folder / f"p/{k}.png", np.round(probability * 255).astype(np.uint8))
@@ -306,7 +281,7 @@ def test_tool_equals_an_independent_reference(tmp_path, capsys):
     pairs += [(a, b) for a in odd for b in odd] + [(np.ones((1, 1)), np.ones((1, 1)))]
     expected = [reference(*pair, 0.02) for pair in pairs]
     for name, chosen in {"scenes": slice(5), "odd": slice(5, None), "all": slice(None)}.items():
-        arguments = [*boundary_pictures(tmp_path / name, pairs[chosen]), "--json", str(tmp_path / "f.json"), "--workers", "0"]
+        arguments = [*edge_files(tmp_path / name, pairs[chosen]), "--json", str(tmp_path / "f.json"), "--workers", "0"]
         assert odsf.main(arguments) == 0
         figures, counts = json.loads((tmp_path / "f.json").read_text()), expected[chosen]
         f = [f_measure(*column) for column in np.sum(counts, axis=0).T]
@@ -338,7 +313,7 @@ def test_area_under_the_curve():
 
 def test_ignore_pictures_mask(tmp_path):
     label = line(30)
-    arguments = [*boundary_pictures(tmp_path, [(line(30, 55), label)]), "--json", str(tmp_path / "f.json"), "--workers", "0"]
+    arguments = [*edge_files(tmp_path, [(line(30, 55), label)]), "--json", str(tmp_path / "f.json"), "--workers", "0"]
     mask = np.zeros(label.shape, np.uint8)
     mask[:, 45:70] = 7
     save_array(tmp_path / "i/0.png", mask)
@@ -361,7 +336,7 @@ BAD = {"sizes": ("p/1.png", np.zeros((60, 81), np.uint8), "1.png"),
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_boundary_pictures_are_one_line_that_names_the_file(case, tmp_path, capsys):
-    arguments, (name, content, named) = boundary_pictures(tmp_path, [(line(30), line(30))] * 3), BAD[case]
+    arguments, (name, content, named) = edge_files(tmp_path, [(line(30), line(30))] * 3), BAD[case]
     if content is None:
         (tmp_path / name).unlink()
     elif isinstance(content, bytes):
@@ -378,13 +353,13 @@ def test_bad_boundary_pictures_are_one_line_that_names_the_file(case, tmp_path, 
 def test_bad_arguments_of_the_boundary_tool_are_one_line(change, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with contextlib.suppress(SystemExit):
-        raise SystemExit(odsf.main([*boundary_pictures(tmp_path, [(line(30), line(30))]), *change]))
+        raise SystemExit(odsf.main([*edge_files(tmp_path, [(line(30), line(30))]), *change]))
     assert capsys.readouterr().err.count("\n") == 1
 
 
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_at_any_time_no_worker_stays(sent, tmp_path):
-    arguments = boundary_pictures(tmp_path, [scene(0)] * 30)
+    arguments = edge_files(tmp_path, [scene(0)] * 30)
     copy = tmp_path / "alone.py"  # out of the project
     copy.write_bytes(Path(odsf.__file__).read_bytes())
     process = subprocess.Popen([sys.executable, str(copy), *arguments, "--workers", "2"], cwd=tmp_path,
@@ -1075,22 +1050,24 @@ def test_wrong_use_is_one_line_and_help_is_ascii(main, program, capsys):
     assert end.value.code == 0 and f"extras.{program}" in text and text.isascii()
 
 
-def test_foreign_network_script_trains_with_the_import_and_with_the_pasted_block(toy_file, tmp_path):
-    block = Path(mtcd.__file__).read_text()
-    script = (ROOT / "extras/foreign_network.py").read_text()
+def test_foreign_network_script_trains_with_the_import_and_with_the_pasted_block(
+        toy_file, tmp_path, capsys, monkeypatch):
+    path, block = ROOT / "extras/foreign_network.py", Path(mtcd.__file__).read_text()
+    script = path.read_text()
     assert len(script.splitlines()) < 40
     line = next(line for line in script.splitlines() if line.startswith("from mtcd import CrossTask"))
     pasted = script.replace(line, block.split("# >>> copy from here")[1].split("# <<< to here")[0])
+    assert "import mtcd" not in pasted and "from mtcd" not in pasted
     (tmp_path / "pasted.py").write_text(pasted)
-    run = functools.partial(subprocess.run, capture_output=True, text=True, check=True,
-                  env={**os.environ, "OMP_NUM_THREADS": "1"})
-    module, arguments = [sys.executable, "-m", "extras.foreign_network"], [str(toy_file), "20"]
-    first = run([*module, *arguments], cwd=ROOT).stdout
-    assert first == run([sys.executable, "pasted.py", *arguments], cwd=tmp_path).stdout
-    early, late = (float(re.search(rf"{n}/20  tasks ([0-9.]+)", first)[1]) for n in (10, 20))
-    assert late < early
-    missing = run([*module, "none.h5"], cwd=ROOT, check=False)
-    assert missing.returncode and len(missing.stderr.splitlines()) == 1
+    printed = []
+    for program, steps in ((path, 20), (tmp_path / "pasted.py", 10)):
+        monkeypatch.setattr(sys, "argv", [str(program), str(toy_file), str(steps)])
+        runpy.run_path(str(program), run_name="__main__")
+        printed.append(re.findall(r"tasks ([0-9.]+)  contrast ([0-9.]+)", capsys.readouterr().out))
+    assert printed[1][0] == printed[0][0] and float(printed[0][1][0]) < float(printed[0][0][0])
+    monkeypatch.setattr(sys, "argv", ["foreign_network", "none.h5"])
+    with pytest.raises(SystemExit, match="^foreign_network: none.h5 .*[^\n]$"):
+        runpy.run_path(str(path), run_name="__main__")
 
 
 # --------------------------------------------------------------------------------------------------------- extras/arms
