@@ -81,7 +81,6 @@ def toy_file(tmp_path_factory):
     return path
 
 
-
 # ------------------------------------------------------------------------------- CrossTaskContrast
 def labels_of(task, shape):
     """Random labels (B, H, W) or (B, K, H, W), none ignored; pairs are positive, negative, neither."""
@@ -896,25 +895,6 @@ def test_bad_use_ends_with_one_line_and_status_two(arguments, told, toy_file, tr
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
     assert {path.name for path in files(tmp_path)} <= {"text", "empty.pt", "hollow.pt", "config.json"}
-
-
-@pytest.mark.parametrize("workers", ["0", "1"])
-@pytest.mark.parametrize("wrong, told", [("label", "train image.*semseg.*40 class names"),
-                                         ("names", "semseg_classes"), ("size", "batch-size")])
-def test_a_wrong_data_file_ends_with_one_line(wrong, told, workers, tmp_path, capsys):
-    rng, shape = np.random.default_rng(0), (32, 32) if wrong == "size" else (40, 64)
-    samples = [random_sample(rng, shape, mtcd.PROTOCOLS["nyud"].tasks) for _ in range(2)]
-    if wrong == "label":
-        for sample in samples:
-            sample["semseg"][20:, 20:] = 40
-    path = write_file(tmp_path / "x.h5", "nyud", shape, {"train": samples, "val": samples})
-    if wrong == "names":
-        with h5py.File(path, "r+") as file:
-            del file.attrs["semseg_classes"]
-    assert main("--dataset", "nyud", "--data", path, "--batch-size", 1, "--iters", 1, "--workers", workers,
-                "--out", tmp_path / "run") == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
 
 
 def state_of(backbone="resnet18", seed=1):

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -27,7 +28,17 @@ from skimage import morphology
 import data_prep
 import mtcd
 from extras import predict, rooms
-from test_mtcd import TASKS, end, ends_in_one_line, files, main, one_line, quick
+from test_mtcd import (
+    TASKS,
+    end,
+    ends_in_one_line,
+    files,
+    main,
+    one_line,
+    quick,
+    random_sample,
+    write_file,
+)
 
 pytest_plugins = ["test_mtcd"]  # its fixtures
 
@@ -640,6 +651,25 @@ def test_a_disk_that_fills_while_weights_are_written_keeps_the_old_ones(toy_file
     process = start(*quick(toy_file, tmp_path), before=full)
     ends_in_one_line(process, "last.pt")
     assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("wrong, told", [("label", "train image.*semseg.*40 class names"),
+                                         ("names", "semseg_classes"), ("size", "batch-size")])
+def test_a_wrong_data_file_ends_with_one_line(wrong, told, workers, tmp_path, capsys):
+    rng, shape = np.random.default_rng(0), (32, 32) if wrong == "size" else (40, 64)
+    samples = [random_sample(rng, shape, mtcd.PROTOCOLS["nyud"].tasks) for _ in range(2)]
+    if wrong == "label":
+        for sample in samples:
+            sample["semseg"][20:, 20:] = 40
+    path = write_file(tmp_path / "x.h5", "nyud", shape, {"train": samples, "val": samples})
+    if wrong == "names":
+        with h5py.File(path, "r+") as file:
+            del file.attrs["semseg_classes"]
+    assert main("--dataset", "nyud", "--data", path, "--batch-size", 1, "--iters", 1, "--workers", workers,
+                "--out", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
 
 
 def test_missing_folder_and_bad_out(tmp_path, capfd):
