@@ -798,5 +798,5 @@ def test_converted_files_train(tmp_path, dataset):
         save(tmp_path / "raw/ImageSets/Context/val.txt", "2008_000005")
     assert prep(dataset, "--raw", tmp_path / "raw", "--out", tmp_path / "d.h5") == 0
     assert main("--dataset", dataset, "--iters", 1, "--batch-size", 2, "--workers", 0, "--data", tmp_path / "d.h5",
-                "--out", tmp_path / "run") == 0
+                "--backbone", "hrnet_tiny", "--out", tmp_path / "run") == 0
     assert (tmp_path / "run/metrics.json").exists()
