@@ -1209,12 +1209,11 @@ def test_names_beyond_the_terminals_encoding_do_not_end_a_run(encoding, toy_file
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_run_killed_at_random_and_resumed_ends_bit_for_bit_as_if_never_stopped(workers, toy_file, tmp_path, start):
     """MTCD_KILLS=20 makes it as long as one likes."""
-    def arguments(name):
-        return quick(toy_file, tmp_path / name, "--tasks", "semseg", "depth", "--iters", 24, "--workers", workers, "--resume")
-    assert main(*arguments("whole")) == 0
-    rng, killed, kills = random.Random(workers), tmp_path / "killed", int(os.environ.get("MTCD_KILLS", "2"))
-    for _ in range(kills):
-        process = start(*arguments("killed"))
+    more = "--tasks", "semseg", "depth", "--iters", 24, "--workers", workers, "--resume"
+    rng, whole, killed = random.Random(workers), tmp_path / "whole", tmp_path / "killed"
+    assert main(*quick(toy_file, whole, *more)) == 0
+    for _ in range(int(os.environ.get("MTCD_KILLS", "2"))):
+        process = start(*quick(toy_file, killed, *more))
         while not killed.exists() and process.is_alive():
             time.sleep(0.02)
         time.sleep(rng.uniform(0, 1.5))
@@ -1223,14 +1222,14 @@ def test_a_run_killed_at_random_and_resumed_ends_bit_for_bit_as_if_never_stopped
         end(process)
         if (killed / "last.pt").exists():
             assert mtcd.load_weights(killed / "last.pt", "config", "model")
-    assert main(*arguments("killed")) == 0
-    one, other = (torch.load(folder / "last.pt") for folder in (tmp_path / "whole", killed))
+    assert main(*quick(toy_file, killed, *more)) == 0
+    one, other = (torch.load(folder / "last.pt") for folder in (whole, killed))
     assert one["iteration"] == other["iteration"] == 24
     for part in ("model", "contrast"):
         assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
-    assert (killed / "metrics.json").read_text() == (tmp_path / "whole/metrics.json").read_text()
+    assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
     one, other = (np.genfromtxt(folder / "log.csv", delimiter=",", skip_header=1)
-                  for folder in (tmp_path / "whole", killed))
+                  for folder in (whole, killed))
     assert np.array_equal(one[:, :-1], other[:, :-1])  # all but the speed
 
 
