@@ -323,10 +323,10 @@ def test_only_the_sample_of_a_map_of_any_size_is_projected_and_rare_classes_are_
         lambda module, x, y: shapes.append(x[0].shape))
     original = contrast.sample
     contrast.sample = lambda *a: seen.append(original(*a)) or seen[-1]
-    labels = {"boundary": (torch.rand(2, size, size) < 0.03).long()}
-    labels["depth"] = torch.where(labels["boundary"].bool(), 1.0, 5.0)[:, None]
     number = torch.arange(float(count)).view(2, 1, size, size).expand(2, 4, size, size)
     for _ in range(20):
+        labels = {"boundary": (torch.rand(2, size, size) < 0.03).long()}
+        labels["depth"] = torch.where(labels["boundary"].bool(), 1.0, 5.0)[:, None]
         contrast({"depth": number, "boundary": number}, labels)
     assert set(shapes) == {(min(100, count), 4)}
     if size > 4:
