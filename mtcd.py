@@ -38,8 +38,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import models
-from torchvision.models import resnet
+from torchvision.models import get_model_weights, resnet
 from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.transforms import v2
 
@@ -171,8 +170,7 @@ class CrossTaskContrast(nn.Module):
 # --------------------------------------------------------------------------------- 2. task losses
 # Predictions (B, K, H, W), labels as to_device() makes them. Each loss is a mean over the valid
 # pixels of the whole batch, also where several processes share it.
-def whole_batch(count):
-    """A count -> its mean over all processes, at least 1."""
+def whole_batch(count):  # a count -> its mean over all processes, at least 1
     count = count.float()
     if dist.is_initialized():
         dist.all_reduce(count)
@@ -180,16 +178,14 @@ def whole_batch(count):
     return count.clamp(min=1)
 
 
-def class_loss(prediction, label, _=None):
-    """Cross entropy."""
+def class_loss(prediction, label, _=None):  # cross entropy
     rows = prediction.movedim(1, -1).flatten(0, 2)  # (B H W, K), a view of channels-last maps
     loss = F.cross_entropy(rows, label.flatten(), ignore_index=255, reduction="none")
     return loss.sum() / whole_batch((label != 255).sum())
 
 
 def binary_loss(prediction, label, positive_weight):
-    """Binary cross entropy; negatives weigh 1 - positive_weight. Without one it is balanced: a
-    class weighs as much as the batch has of the other."""
+    """Binary cross entropy; negatives weigh 1 - positive_weight. Without one they balance."""
     valid, positive = label != 255, label == 1
     pixels = whole_batch(valid.sum())
     if positive_weight is None:
@@ -199,8 +195,7 @@ def binary_loss(prediction, label, positive_weight):
         prediction.squeeze(1), positive.to(prediction.dtype), weight, reduction="sum") / pixels
 
 
-def depth_loss(prediction, label, _=None):
-    """L1 in metres."""
+def depth_loss(prediction, label, _=None):  # L1 in metres
     valid = label > 0
     return ((prediction - label).abs() * valid).sum() / whole_batch(valid.sum())
 
@@ -353,10 +348,8 @@ def blaming(what, *kinds):
 
 class DenseTasks(Dataset):
     """One split of an HDF5 file (README.md) -> {"image": uint8 (3, H, W), task: label as filed}.
-
     A key is epoch * len(self) + index, and the augmentation a function of (seed, key) alone: the
-    same in any number of processes and after a resume. Samples have the file's H x W, padded.
-    """
+    same in any number of processes and after a resume. Samples have the file's H x W, padded."""
 
     def __init__(self, path, split, tasks, augment=False, seed=0):
         self.path, self.split, self.tasks, self.classes = str(path), split, list(tasks), {}
@@ -533,8 +526,7 @@ class HRNet(nn.Module):
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x):
-        """(B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32."""
+    def forward(self, x):  # (B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32
         x = F.relu(self.bn1(self.conv1(x)))
         maps = [self.layer1(F.relu(self.bn2(self.conv2(x))))]  # (B, 256, H/4, W/4)
         for transition, stage in ((self.transition1, self.stage2), (self.transition2, self.stage3),
@@ -550,8 +542,7 @@ class ResNet(IntermediateLayerGetter):
         super().__init__(resnet.ResNet(block, layers), {f"layer{i}": i for i in (1, 2, 3, 4)})
         self.channels = [width * block.expansion for width in (64, 128, 256, 512)]
 
-    def forward(self, x):
-        """(B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32."""
+    def forward(self, x):  # like HRNet
         return list(super().forward(x).values())
 
 
@@ -581,7 +572,7 @@ def load_pretrained(backbone, name, source):
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state.get(key), dict) else state
     elif name.startswith("resnet"):
-        weights = models.get_model_weights(name).IMAGENET1K_V1
+        weights = get_model_weights(name).IMAGENET1K_V1
         with blaming(f"download {weights.url} to {torch.hub.get_dir()}/checkpoints/", OSError):
             state = weights.get_state_dict(check_hash=True)
     else:
@@ -591,8 +582,7 @@ def load_pretrained(backbone, name, source):
     own = {key: value.shape for key, value in backbone.state_dict().items() if value.ndim}
     lacking = [key for key in own if getattr(state.get(prefix + key), "shape", None) != own[key]]
     if lacking:
-        raise UserError(f"{source} does not fill {len(lacking)} of {len(own)} arrays of {name}: "
-                        f"{', '.join(lacking[:3])} ...")
+        raise UserError(f"{source} does not fill {len(lacking)} arrays of {name}, as {lacking[0]}")
     backbone.load_state_dict({key: state[prefix + key] for key in own}, strict=False)
     return prefix
 
@@ -600,51 +590,42 @@ def load_pretrained(backbone, name, source):
 # ---------------------------------------------------------------------------------------- 7. model
 class MultiTaskNet(nn.Module):
     """A shared encoder, and per task a 3x3 conv-BN-ReLU and a 1x1 prediction (protocol).
-
     tasks: task -> prediction channels. The encoder's four maps are resized to stride 4 and
     concatenated; a ResNet's, far wider, are first brought to 128 channels each (choice). The 3x3
-    leaves a quarter of the channels: F_T, which the regulariser sees.
-    """
+    leaves a quarter of the channels: F_T, which the regulariser sees."""
 
     def __init__(self, tasks, backbone="hrnet18s"):
         super().__init__()
         self.backbone = build_backbone(backbone)
         widths, wide = self.backbone.channels, isinstance(self.backbone, ResNet)
-        self.laterals = nn.ModuleList(
-            conv_bn(width, 128, 1) if wide else nn.Identity() for width in widths)
+        self.laterals = nn.ModuleList(conv_bn(w, 128, 1) if wide else nn.Identity() for w in widths)
         total = 4 * 128 if wide else sum(widths)
         self.channels = total // 4  # C
         self.heads = nn.ModuleDict({task: conv_bn(total, self.channels) for task in tasks})
-        self.predictors = nn.ModuleDict(
-            {task: nn.Conv2d(self.channels, k, 1) for task, k in tasks.items()})
+        self.predictors = nn.ModuleDict({t: nn.Conv2d(self.channels, k, 1) for t, k in tasks.items()})
         for predictor in self.predictors.values():
             nn.init.normal_(predictor.weight, std=0.01)
             nn.init.zeros_(predictor.bias)
 
-    def features(self, x):
-        """(B, 3, H, W) -> task -> F_T (B, C, H/4, W/4), rounded up."""
+    def features(self, x):  # (B, 3, H, W) -> task -> F_T (B, C, H/4, W/4), rounded up
         maps = [lateral(m) for lateral, m in zip(self.laterals, self.backbone(x))]
         size = maps[0].shape[2:]
         shared = torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], 1)
         return {task: head(shared) for task, head in self.heads.items()}
 
-    def predict(self, features, size):
-        """features() -> task -> (B, K, *size)."""
+    def predict(self, features, size):  # features() -> task -> (B, K, *size)
         return {task: F.interpolate(self.predictors[task](feature), size, mode="bilinear")
                 for task, feature in features.items()}
 
-    def forward(self, x):
-        """(B, 3, H, W) -> task -> (B, K, H, W)."""
+    def forward(self, x):  # (B, 3, H, W) -> task -> (B, K, H, W)
         return self.predict(self.features(x), x.shape[2:])
 
 
 def postprocess(task, prediction):
     """(B, K, H, W) of the network -> depth (B, 1, H, W), unit normals (B, 3, H, W), probability or
     class labels (B, H, W)."""
-    if task == "depth":
-        return prediction.clamp(min=0)
-    if task == "normal":
-        return F.normalize(prediction, dim=1)
+    if task in ("depth", "normal"):
+        return prediction.clamp(min=0) if task == "depth" else F.normalize(prediction, dim=1)
     return prediction.sigmoid().squeeze(1) if TASKS[task].channels == 1 else prediction.argmax(1)
 
 
@@ -677,9 +658,8 @@ def evaluate(net, dataset, device, workers=0, amp=False):
     figure depends on a batch size or on the processes -> what metrics.json holds, and some images
     with labels and predictions for pictures.preview()."""
     (rank, world), protocol, metrics, samples = rank_and_world(), PROTOCOLS[dataset.name], {}, []
-    meters = {task: TASKS[task].meter(net.predictors[task].out_channels, protocol)
-              for task in dataset.tasks}
-    images, start, spoken = range(rank, len(dataset), world), time.monotonic(), 0
+    meters = {task: TASKS[task].meter(net.predictors[task].out_channels, protocol) for task in dataset.tasks}
+    images = range(rank, len(dataset), world)  # of this process
     loader = DataLoader(dataset, sampler=images, num_workers=workers, worker_init_fn=no_signals)
     net.eval()
     for index, batch in zip(images, loader):
@@ -695,10 +675,8 @@ def evaluate(net, dataset, device, workers=0, amp=False):
             truth = {task: batch[task][0].numpy() for task in meters}
             guess = {task: as_file_label(predictions[task][0]) for task in meters}
             samples.append((f"{dataset.split} {index}", picture, truth, guess))
-        if rank == 0 and (time.monotonic() > spoken + 5 or index == images[-1]):
-            spoken, done = time.monotonic(), index + 1
-            speed = done / (spoken - start)
-            print(f"evaluation {done}/{len(dataset)} images, {speed:.1f} images/s", flush=True)
+        if rank == 0 and (index % 100 == 0 or index == images[-1]):
+            print(f"evaluation {index + 1}/{len(dataset)} images", flush=True)
     for task, meter in meters.items():
         if world > 1:
             dist.all_reduce(meter.counts)
@@ -710,8 +688,7 @@ def evaluate(net, dataset, device, workers=0, amp=False):
 def check_finite(task, prediction, picture):
     """Neither a figure nor a picture may be made of nan or infinity."""
     if not prediction.isfinite().all():
-        raise UserError(f"the network's {task} prediction of {picture} is not finite: its weights "
-                        "are ruined, by too large a --lr or a damaged file")
+        raise UserError(f"the {task} prediction of {picture} is not finite: the weights are ruined")
 
 
 def as_file_label(prediction):
@@ -730,8 +707,7 @@ def report(net, config, out, device, workers):
         return
     with replacing(out / "preview.png") as part:
         pictures.preview(samples, dataset.classes).save(part, "PNG")
-    write_json(out / "config.json", config)
-    write_json(out / "metrics.json", metrics)
+    save_json(out, config=config, metrics=metrics)
     print(f"\nval split of {config['data']}, {len(dataset)} images:")
     for task, figures in metrics.items():
         [(name, value)], row = figures.items(), TASKS[task]
@@ -753,11 +729,6 @@ def replacing(path):
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-
-
-def write_json(path, content):
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=1))
 
 
 def load_weights(path, *keys):
@@ -785,6 +756,12 @@ def set_up(args, config, device, contrast=CrossTaskContrast):
         objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
     optimiser = torch.optim.SGD(objective.parameters(), args.lr, momentum=0.9, weight_decay=5e-4)
     return objective, optimiser, torch.optim.lr_scheduler.PolynomialLR(optimiser, args.iters, 0.9)
+
+
+def save_json(out, **contents):
+    for name, content in contents.items():
+        with replacing(out / f"{name}.json") as part:
+            part.write_text(json.dumps(content, indent=1))
 
 
 def save(out, config, log, parts):
@@ -823,8 +800,7 @@ def alone_in(folder):
 
 
 @contextmanager
-def signals_noted():
-    """Within it Ctrl-C and SIGTERM only fill the list that it yields."""
+def signals_noted():  # within it Ctrl-C and SIGTERM only fill the list that it yields
     received = []
     with ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -839,8 +815,7 @@ def no_signals(_):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
-def in_any_process(flag):
-    """Whether the flag is set in any process, so that all of them do the same."""
+def in_any_process(flag):  # whether the flag is set in any process, so that all of them do the same
     if dist.is_initialized():
         flag = torch.tensor(float(bool(flag)))  # on the CPU: nobody waits for a GPU
         dist.all_reduce(flag, dist.ReduceOp.MAX)
@@ -858,7 +833,7 @@ def train(args, config, device, contrast=CrossTaskContrast):
     elif rank == 0:  # an older run's would pass for this one's
         for name in ("log.csv", "metrics.json", "preview.png"):
             (out / name).unlink(missing_ok=True)
-        write_json(out / "config.json", config)
+        save_json(out, config=config)
     if args.compile:
         objective.net.features = torch.compile(objective.net.features)
     parallel = objective if world == 1 else nn.parallel.DistributedDataParallel(
@@ -893,11 +868,10 @@ def train(args, config, device, contrast=CrossTaskContrast):
             means, pending = torch.stack(pending).mean(0).tolist(), []  # here a GPU is waited for
             ruined = [name for name, mean in zip(losses, means) if not math.isfinite(mean)]
             if saving:  # the losses do not tell: the last step came after them
-                ruined += [name for name, value in objective.state_dict().items()
-                           if not value.isfinite().all()]
+                ruined += [n for n, x in objective.state_dict().items() if not x.isfinite().all()]
             if in_any_process(ruined):
-                raise UserError(f"{' '.join(ruined[:3]) or 'the network'} not finite at iteration "
-                                f"{iteration}; begin again with a smaller --lr")
+                what = " ".join(ruined[:3]) or "another process"
+                raise UserError(f"{what} not finite at iteration {iteration}; take a smaller --lr")
             now, seconds = time.monotonic(), (time.monotonic() - begun) / (iteration - start)
             row = {**dict(zip(losses, means)), "lr": rate, "images_per_s": args.batch_size / seconds}
             row = {name: f"{value:.4g}" for name, value in row.items()}
@@ -909,8 +883,7 @@ def train(args, config, device, contrast=CrossTaskContrast):
             if rank == 0 and saving:
                 save(out, config, log, parts)
             if stopping:
-                raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, "
-                                "--resume goes on from there")
+                raise UserError(f"stopped; --resume goes on from iteration {iteration} in {out}")
     return objective.net
 
 
@@ -920,8 +893,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see --help")
 
 
-def build_parser():
-    """The command line of mtcd.py; what only a protocol can fill in stays None."""
+def build_parser():  # the command line of mtcd.py; what only a protocol can fill in stays None
     parser, cuda = Parser(description=__doc__.split("\n\n")[0]), torch.cuda.is_available()
     add = parser.add_argument
     add("--dataset", choices=PROTOCOLS, default="toy", help="sets the protocol (default: toy)")
@@ -929,13 +901,11 @@ def build_parser():
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
     add("--backbone", choices=BACKBONES, help="shared encoder (default: the protocol's)")
     add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights of the encoder")
-    add("--contrast", type=float, metavar="LAMBDA", default=1.0,
-        help="weight of the regulariser (default: 1); 0 is the multi-task baseline")
+    add("--contrast", type=float, metavar="LAMBDA", default=1.0, help="weight (default: 1; 0: baseline)")
     add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
     add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
     add("--lr", type=float, help="learning rate at the start (default: the protocol's)")
-    add("--workers", type=int, metavar="N", default=4 if cuda else 0,
-        help="processes that load data (default: 4 with a GPU, 0 without)")
+    add("--workers", type=int, metavar="N", default=4 if cuda else 0, help="that load data (4; 0 without GPU)")
     add("--seed", type=int, metavar="S", default=0, help="of all random numbers (default: 0)")
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
     add("--amp", action="store_true", help="bfloat16 where it is safe; not in the regulariser")
@@ -991,13 +961,11 @@ def find_data(name, path, make=False):
     return path
 
 
-def run_training(args, device, contrast=CrossTaskContrast):
-    """Train, evaluate, report."""
+def run_training(args, device, contrast=CrossTaskContrast):  # train, evaluate, report
     config, out = run_config(args), Path(args.out)
     with alone_in(out), blaming("stopped, --resume goes on from what is saved", RuntimeError):
         if rank_and_world()[0] == 0:
-            print(f"{out}: {' '.join(config['tasks'])} of {args.dataset}; {args.backbone}; contrast "
-                  f"{args.contrast:g}; {args.iters} iterations of {args.batch_size} on {device}")
+            print(f"{out}: {' '.join(config['tasks'])}; {args.iters} iterations on {device}")
         net = train(args, config, device, contrast)
         report(net, config, out, device, args.workers)
 
@@ -1015,11 +983,10 @@ def load_network(path, device):
 
 
 def run_evaluation(args, device):
-    """Figures of a checkpoint, with a config of their own. Beside the checkpoint lie only those of
-    the finished run on its own data, the others in a folder below it or in --out."""
+    """Figures of a checkpoint; other than of the finished run's own data in a folder of their own."""
+    allowed = ("eval", "checkpoint", "dataset", "data", "out", "device", "workers")
     for name, default in vars(build_parser().parse_args([])).items():
-        if getattr(args, name) != default and name not in (
-                "eval", "checkpoint", "dataset", "data", "out", "device", "workers"):
+        if name not in allowed and getattr(args, name) != default:
             raise UserError(f"--{name.replace('_', '-')} has no effect with --eval")
     if not args.checkpoint:
         raise UserError("--eval needs --checkpoint FILE, last.pt of a run")
@@ -1044,10 +1011,10 @@ def start_device(name):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     with blaming(f"--device {name} cannot be used", RuntimeError, AssertionError):
         device = torch.zeros(1, device=name).device
-        if device.type not in ("cpu", "cuda"):
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        elif device.type != "cpu":
             raise RuntimeError("only cpu and cuda are known to work")
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
     if distributed:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
