@@ -905,7 +905,7 @@ def build_parser():  # the command line of mtcd.py; what only a protocol can fil
     add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
     add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
     add("--lr", type=float, help="learning rate at the start (default: the protocol's)")
-    add("--workers", type=int, metavar="N", default=4 if cuda else 0, help="that load data (4; 0 without GPU)")
+    add("--workers", type=int, metavar="N", default=4 if cuda else 0, help="loaders (4; 0 without GPU)")
     add("--seed", type=int, metavar="S", default=0, help="of all random numbers (default: 0)")
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
     add("--amp", action="store_true", help="bfloat16 where it is safe; not in the regulariser")
