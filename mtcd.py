@@ -822,6 +822,15 @@ def in_any_process(flag):  # whether the flag is set in any process, so that all
     return bool(flag)
 
 
+@torch.inference_mode()
+def is_sound(objective, images):
+    """Are weights and predictions finite? The losses do not tell: the last step came after them."""
+    objective.eval()
+    tensors = [*objective.parameters(), *objective.net(images).values()]
+    objective.train()
+    return all(tensor.isfinite().all() for tensor in tensors)
+
+
 def train(args, config, device, contrast=CrossTaskContrast):
     """The main loop; leaves last.pt and log.csv in the run folder -> the trained network."""
     (rank, world), out, start, log = rank_and_world(), Path(args.out), 0, []
@@ -867,10 +876,8 @@ def train(args, config, device, contrast=CrossTaskContrast):
                 continue
             means, pending = torch.stack(pending).mean(0).tolist(), []  # here a GPU is waited for
             ruined = [name for name, mean in zip(losses, means) if not math.isfinite(mean)]
-            if saving:  # the losses do not tell: the last step came after them
-                ruined += [n for n, x in objective.state_dict().items() if not x.isfinite().all()]
-            if in_any_process(ruined):
-                what = " ".join(ruined[:3]) or "another process"
+            if in_any_process(ruined or saving and not is_sound(objective, images)):
+                what = " ".join(ruined[:3]) or "the network"
                 raise UserError(f"{what} not finite at iteration {iteration}; take a smaller --lr")
             now, seconds = time.monotonic(), (time.monotonic() - begun) / (iteration - start)
             row = {**dict(zip(losses, means)), "lr": rate, "images_per_s": args.batch_size / seconds}
@@ -883,7 +890,7 @@ def train(args, config, device, contrast=CrossTaskContrast):
             if rank == 0 and saving:
                 save(out, config, log, parts)
             if stopping:
-                raise UserError(f"stopped; --resume goes on from iteration {iteration} in {out}")
+                raise UserError(f"stopped; {out} holds iteration {iteration}, --resume goes on")
     return objective.net
 
 
