@@ -43,6 +43,7 @@ from torchvision.transforms import v2
 
 from extras import odsf, pictures
 
+
 # ------------------------------------------------------------------------------ 1. the regulariser
 # >>> copy from here
 class Criterion:
@@ -775,6 +776,13 @@ def is_sound(objective, images):
     objective.train()
     return all(tensor.isfinite().all() for tensor in tensors)
 
+def training_batches(args, config, device, start):  # from an iteration on, this process's share
+    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
+    keys, (rank, world) = endless_keys(len(dataset), args.seed, start * args.batch_size), rank_and_world()
+    return DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
+                      sampler=itertools.islice(keys, rank, None, world), worker_init_fn=no_signals,
+                      pin_memory=device.type == "cuda")
+
 def train(args, config, device, contrast=CrossTaskContrast):
     """The main loop; leaves last.pt and log.csv in the run folder -> the trained network."""
     (rank, world), out, start, log = rank_and_world(), Path(args.out), 0, []
@@ -792,16 +800,12 @@ def train(args, config, device, contrast=CrossTaskContrast):
         objective.net.features = torch.compile(objective.net.features)
     parallel = objective if world == 1 else nn.parallel.DistributedDataParallel(
         objective, find_unused_parameters=bool(args.contrast))  # projectors that are not drawn
-    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
-    keys = endless_keys(len(dataset), args.seed, start * args.batch_size)
-    loader = DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
-                        sampler=itertools.islice(keys, rank, None, world),  # this process's share
-                        worker_init_fn=no_signals, pin_memory=device.type == "cuda")
     weights = {task: TASKS[task].weight for task in config["tasks"]} | {"contrast": args.contrast}
     pending, begun, spoken = [], time.monotonic(), 0
     objective.train()
+    batches = training_batches(args, config, device, start)
     with signals_noted() as signals:
-        for iteration, batch in zip(range(start + 1, args.iters + 1), loader):
+        for iteration, batch in zip(range(start + 1, args.iters + 1), batches):
             torch.manual_seed(args.seed * 2**32 + iteration)  # the regulariser's draws
             images, labels = to_device(batch, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
