@@ -5,20 +5,16 @@
 
 The steps are SEISM's and the structured-edges toolbox's: suppression of what is no ridge, 101
 thresholds, thinning, one-to-one matching of predicted to true pixels within max-dist times the
-picture's diagonal. In percent:
-odsF  F at the best threshold for all pictures (SEISM: ODS F)
+picture's diagonal. The file runs alone where it is copied, with numpy and, for pictures, Pillow.
+odsF  F at the best threshold for all pictures, in percent (SEISM: ODS F)
 oisF  F of the counts of each picture at its own best threshold, of equal ones the lowest, summed
-      (SEISM: OIS F)
 AP    area under precision over recall, interpolated linearly at recalls 0, 1, ... 100, at most 100.
       Precision is 100 where nothing is predicted; recalls that no threshold reaches count 0.
 predictions  NAME.png, grey with 8 bits: 255 is certainly a boundary, 0 certainly none
 labels       NAME.png or NAME.npy of the same size, with 0 and 255 or with 0 and 1. All labels are
              evaluated, other predictions are not; an empty label counts against precision
 ignore       NAME.png or NAME.npy: what is not 0 is ignored, the rest's bounding box is the picture
-
-To be copied and used alone it needs numpy, and for pictures Pillow: python odsf.py --help
 """
-import argparse
 import json
 import multiprocessing
 import os
@@ -26,6 +22,7 @@ import signal
 import sys
 import threading
 import time
+from argparse import ArgumentParser, RawDescriptionHelpFormatter
 from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
 from pathlib import Path
 
@@ -36,27 +33,25 @@ import numpy as np
 THRESHOLDS = np.array([0.001, *np.arange(1, 100) / 100, 0.999])  # the public runs' own
 
 
-def at_least_two(a, b, c, d):
-    return (a & b) | (c & d) | ((a | b) & (c | d))
-
-
 def deletable(around, first: bool) -> np.ndarray:
     """Where Guo and Hall delete; around: the 8 neighbours' words, clockwise from the north."""
+    def at_least_two(a, b, c, d):
+        return (a & b) | (c & d) | ((a | b) & (c | d))
     n, ne, e, se, s, sw, w, nw = around
     crossings = ~n & (ne | e), ~e & (se | s), ~s & (sw | w), ~w & (nw | n)
     one_crossing = np.bitwise_or.reduce(crossings) & ~at_least_two(*crossings)  # connects nothing
     pairs, turned = (nw | n, ne | e, se | s, sw | w), (n | ne, e | se, s | sw, w | nw)
-    no_end = at_least_two(*pairs) & at_least_two(*turned)
     core = np.bitwise_and.reduce(pairs + turned)
     wrong_side = (n | ne | ~se) & e if first else (s | sw | ~nw) & w  # a half-pass peels one side
+    no_end = at_least_two(*pairs) & at_least_two(*turned)
     return one_crossing & no_end & ~core & ~wrong_side
 
 
 def thin(mask: np.ndarray) -> np.ndarray:
-    """Guo-Hall thinning of a (H, W) bool map, beyond whose frame nothing is set, to the end.
+    """Guo-Hall thinning of a (H, W) bool map, or of each bit of an unsigned one, to the end.
 
-    Each bit of an unsigned integer map is thinned as a map of its own. Equals scikit-image's `thin`
-    and MATLAB's bwmorph; OpenCV swaps the half-passes, which moves edges two pixels wide by one.
+    Equals scikit-image's `thin` and MATLAB's bwmorph. OpenCV swaps the half-passes, which moves
+    edges two pixels wide by one. Beyond the frame nothing is set.
     """
     row = mask.shape[1] + 2
     around = np.array([[-row], [1 - row], [1], [1 + row], [row], [row - 1], [-1], [-1 - row]])
@@ -88,9 +83,8 @@ def non_maximum_suppression(edge: np.ndarray) -> np.ndarray:
     if min(height, width) < 2:  # no derivative, and all of it is rim
         return ridges
     smooth = np.pad(edge, 4, "symmetric")
-    weights = [(k, (5 - abs(k)) / 25) for k in range(-4, 5)]
-    smooth = sum(weight * smooth[4 + k : 4 + k + height] for k, weight in weights)
-    smooth = sum(weight * smooth[:, 4 + k : 4 + k + width] for k, weight in weights)
+    for n in edge.shape:  # rows, then columns
+        smooth = sum((5 - abs(k)) / 25 * smooth[4 + k : 4 + k + n] for k in range(-4, 5)).T
     dy, dx = np.gradient(smooth)
     (dyy, dxy), dxx = np.gradient(dy), np.gradient(dx, axis=1)
     y, x = np.nonzero(edge)
@@ -104,27 +98,24 @@ def non_maximum_suppression(edge: np.ndarray) -> np.ndarray:
         above = (1 - u) * edge[i, j] + u * edge[i, j + 1]  # bilinear
         below = (1 - u) * edge[i + 1, j] + u * edge[i + 1, j + 1]
         keep &= 1.01 * value >= (1 - v) * above + v * below
-    ridges[y[keep], x[keep]] = value[keep]
-    rim = min(5, height // 2, width // 2)
-    for lines in (ridges, ridges.T):
-        for k in range(rim):
-            lines[[k, -1 - k]] *= k / rim
-    return ridges
+    ridges[y[keep], x[keep]], rim = value[keep], min(5, height // 2, width // 2)
+    row, column = (np.minimum(1, np.minimum(k, k[::-1]) / rim) for k in map(np.arange, edge.shape))
+    return ridges * row[:, None] * column
 
 
 # Matching treats both sides and all planes as one graph: its vertices are the predicted pixels, the
 # true pixels and one pixel in no plane, each in each plane, numbered pixel * planes + plane.
-FREE, ABSENT = -1, -2  # instead of a vertex's mate
+# near (pixels, D): a pixel's neighbours on the other side as vertices of plane 0, mate (vertices,).
+FREE, ABSENT = -1, -2  # in place of a mate
 
 
 def grow_trees(roots, near, mate, planes: int) -> tuple[np.ndarray, np.ndarray]:
     """Alternating trees from free vertices, breadth-first; no two share a vertex.
-
-    near (pixels, D): each pixel's neighbours on the other side, as vertices of plane 0
-    -> end (roots,): the free vertex that a tree has met, -1 if none; parent (vertices,): the way back
+    -> end (roots,): the free vertex that a tree has met, or -1; parent (vertices,): the way back
     """
     fresh, parent = mate != ABSENT, np.empty_like(mate)
-    end, tree, frontier = np.full(roots.size, -1), np.arange(roots.size), roots.astype(np.int32)
+    end, frontier = np.full(roots.size, -1), roots.astype(np.int32)
+    tree = np.arange(roots.size, dtype=np.int32)  # that a vertex of the frontier belongs to
     while frontier.size:
         level = []
         for first in range(0, frontier.size, 2048):  # fits the cache
@@ -149,7 +140,6 @@ def match_boundaries(y, x, predicted: np.ndarray, true: np.ndarray, radius: floa
     """How many boundary pixels can be matched one to one, at most `radius` pixels apart. Exact.
 
     y, x (N,): the predicted pixels; predicted (N, planes), true (H, W) bool -> (planes,) int64.
-    Nearest pairs are taken first, then augmenting paths make the matching a maximum.
     """
     (v, u), reach, (n, planes) = np.nonzero(true), int(radius), predicted.shape
     dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
@@ -160,7 +150,7 @@ def match_boundaries(y, x, predicted: np.ndarray, true: np.ndarray, radius: floa
     mate = np.where(np.pad(free, ((0, 1), (0, 0))), np.int32(FREE), np.int32(ABSENT)).ravel()
     near = np.full((offsets.size, len(free) + 1), len(free), np.int32)
     degree = np.zeros(len(free), int)
-    for k in offsets:  # the nearest first; a pixel has at most one partner per offset
+    for k in offsets:  # nearest pairs first; a pixel has at most one partner per offset
         p = number[v + dy[k] + reach, u + dx[k] + reach]
         t = np.flatnonzero(p >= 0)
         p, t = p[t], t + n
@@ -168,15 +158,14 @@ def match_boundaries(y, x, predicted: np.ndarray, true: np.ndarray, radius: floa
             near[degree[pixel], pixel] = other
             degree[pixel] += 1
         pair, plane = np.nonzero(free[p] & free[t])
-        p, t = p[pair], t[pair]
-        free[p, plane] = free[t, plane] = False
-        p, t = p * planes + plane, t * planes + plane
+        p, t = p[pair] * planes + plane, t[pair] * planes + plane
+        free.ravel()[p] = free.ravel()[t] = False
         mate[p], mate[t] = t, p
     near = np.ascontiguousarray(near[: degree.max(initial=0)].T) * np.int32(planes)
     free[degree == 0] = False  # and so it stays
-    fewer = free[:n].sum(0) < free[n:].sum(0)  # (planes,): search from the side with fewer roots
-    roots = np.flatnonzero(free & np.where(np.arange(len(free))[:, None] < n, fewer, ~fewer))
-    while roots.size:
+    from_p = free[:n].sum(0) < free[n:].sum(0)  # (planes,): search from the side with fewer roots
+    roots = np.flatnonzero(np.concatenate([free[:n] & from_p, free[n:] & ~from_p]))
+    while roots.size:  # add augmenting paths until the matching is maximum
         end, parent = grow_trees(roots, near, mate, planes)
         met = end >= 0
         active = np.isin(np.arange(planes), roots[met] % planes)  # the others are maximum (Berge)
@@ -198,10 +187,7 @@ def count_boundaries(probability: np.ndarray, label: np.ndarray, max_dist: float
     if not (probability.min(initial=0) >= 0 and probability.max(initial=0) <= 1):  # NaN is neither
         raise ValueError("odsF needs probabilities in [0, 1]: apply the sigmoid, and look for NaN")
     valid = label != 255
-    if not valid.any():
-        return np.zeros((3, THRESHOLDS.size), np.int64)
-    rows, columns = np.flatnonzero(valid.any(1)), np.flatnonzero(valid.any(0))
-    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    box = tuple(slice(v.argmax(), v.size - v[::-1].argmax()) for v in (valid.any(1), valid.any(0)))
     true = thin(label[box] == 1)
     ridges = non_maximum_suppression(np.round(probability[box].astype(float) * 255) / 255)
     planes = np.searchsorted(THRESHOLDS, ridges)  # (H, W): how many thresholds a pixel exceeds
@@ -232,11 +218,10 @@ def read_picture(path: Path, shape: tuple | None = None) -> np.ndarray:
             array = np.load(path, allow_pickle=False)
         else:
             from PIL import Image
-
-            picture = Image.open(path)
-            if picture.mode not in ("1", "L"):
-                raise ValueError(f"its mode is {picture.mode}, not 8-bit grey")
-            array = np.asarray(picture.convert("L"))
+            with Image.open(path) as picture:
+                if picture.mode not in ("1", "L"):
+                    raise ValueError(f"its mode is {picture.mode}, not 8-bit grey")
+                array = np.asarray(picture.convert("L"))
         if array.ndim != 2 or not array.size or array.shape != (shape or array.shape):
             raise ValueError(f"its shape is {array.shape}, not {shape or '(height, width)'}")
         if not np.isfinite(array).all():
@@ -249,57 +234,52 @@ def read_picture(path: Path, shape: tuple | None = None) -> np.ndarray:
 def count_files(prediction: Path, label: Path, ignore: Path | None, max_dist: float) -> np.ndarray:
     """The counts of one picture."""
     values = read_picture(label)
-    boundary = 255 if (values == 255).any() else 1
-    if not ((values == 0) | (values == boundary)).all():
+    true = (values == (255 if (values == 255).any() else 1)).astype(np.uint8)
+    if values[true == 0].any():
         raise UserError(f"{label} holds other values than 0 and 255, or 0 and 1")
-    true = (values == boundary).astype(np.uint8)
     if ignore:
         true[read_picture(ignore, true.shape) != 0] = 255
     return count_boundaries(read_picture(prediction, true.shape) / 255, true, max_dist)
 
 
-def find(folder: str, name: str, *endings: str) -> Path:
-    found = [path for ending in endings if (path := Path(folder, name + ending)).is_file()]
+def find(folder: str, *names: str) -> Path:
+    found = [path for name in names if (path := Path(folder, name)).is_file()]
     if len(found) != 1:
-        wanted = " and ".join(name + ending for ending in endings)
-        raise UserError(f"{folder} must hold one file of {wanted}, and holds {len(found)}")
+        raise UserError(f"{folder} has {len(found)} files of {' and '.join(names)}: one is needed")
     return found[0]
 
 
 def list_jobs(args) -> list[tuple]:
     """The arguments of count_files per label."""
-    both = ".png", ".npy"
-    names = sorted({path.stem for path in Path(args.labels).iterdir() if path.suffix in both})
+    names = {path.stem for path in Path(args.labels).iterdir() if path.suffix in (".png", ".npy")}
     if not names:
         raise UserError(f"{args.labels} holds no .png and no .npy")
-    return [(find(args.predictions, name, ".png"), find(args.labels, name, *both),
-             args.ignore and find(args.ignore, name, *both), args.max_dist) for name in names]
+    pictures = [(f"{name}.png", f"{name}.npy") for name in sorted(names)]
+    return [(find(args.predictions, png), find(args.labels, png, npy),
+             args.ignore and find(args.ignore, png, npy), args.max_dist) for png, npy in pictures]
 
 
 def start_worker() -> None:
     """A worker leaves Ctrl-C to its parent, and ends when the parent does, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
-    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+    wait = multiprocessing.parent_process().join
+    threading.Thread(target=lambda: (wait(), os._exit(1)), daemon=True).start()
 
 
 def count_all(jobs: list[tuple], workers: int) -> np.ndarray:
-    """-> (N, 3, 101), in the order of the jobs; says every ten seconds how far it is."""
-    counts, start, said = [], time.monotonic(), time.monotonic()
-    pool = ProcessPoolExecutor(workers, initializer=start_worker)
-    try:
-        for count in pool.map(count_files, *zip(*jobs)):
-            counts.append(count)
-            if (now := time.monotonic()) > said + 10:
-                said, left = now, int((now - start) * (len(jobs) / len(counts) - 1))
-                text = f"{len(counts)} of {len(jobs)} pictures, {left // 60}:{left % 60:02} left"
-                print(text, file=sys.stderr, flush=True)
-    except BaseException:  # Ctrl-C too: wait for no picture
-        for worker in multiprocessing.active_children():
-            worker.kill()
-        raise
-    finally:
-        pool.shutdown(cancel_futures=True)
+    """-> (N, 3, 101), in the order of the jobs; says after every 20 how far it is."""
+    counts, start = [], time.monotonic()
+    with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
+        try:
+            for done, count in enumerate(pool.map(count_files, *zip(*jobs)), 1):
+                counts.append(count)
+                if done % 20 == 0:
+                    left = (time.monotonic() - start) / done * (len(jobs) - done)
+                    print(f"{done} of {len(jobs)} pictures, {left:.0f} s left", file=sys.stderr)
+        except BaseException:  # Ctrl-C too: wait for no picture
+            for worker in multiprocessing.active_children():
+                worker.kill()
+            raise
     return np.array(counts)
 
 
@@ -308,26 +288,21 @@ def summarise(counts: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray]:
     matched, predicted, true = total = counts.sum(0)
     precision = np.where(predicted > 0, 100 * matched / np.maximum(predicted, 1), 100)
     recall = 100 * matched / np.maximum(true, 1)
-    best, own = f_scores(total).argmax(), f_scores(counts).argmax(1)  # own (N,)
-    own_total = counts[np.arange(len(counts)), :, own].sum(0)  # (3,)
+    own = counts[np.arange(len(counts)), :, f_scores(counts).argmax(1)].sum(0)  # (3,)
     reached, first = np.unique(recall, return_index=True)
     area = np.interp(np.arange(101), reached, precision[first], left=0, right=0).sum() / 100
-    figures = {"odsF": f_scores(total)[best], "threshold": THRESHOLDS[best],
-               "precision": precision[best], "recall": recall[best],
-               "oisF": f_scores(own_total[:, None])[0],
-               "AP": min(area, 100) if reached.size > 1 else 0}
-    figures = {name: float(value) for name, value in figures.items()} | {"images": len(counts)}
-    return figures, precision, recall
+    best, area = f_scores(total).argmax(), min(area, 100) if reached.size > 1 else 0
+    names = "odsF", "threshold", "precision", "recall", "oisF", "AP"
+    values = (f_scores(total)[best], THRESHOLDS[best], precision[best], recall[best],
+              f_scores(own[:, None])[0], area)
+    return dict(zip(names, map(float, values)), images=len(counts)), precision, recall
 
 
 def draw_curve(path: Path, figures: dict, precision: np.ndarray, recall: np.ndarray) -> None:
     from matplotlib.figure import Figure
-
-    axes = Figure((5, 5)).add_subplot(xlim=(0, 100), ylim=(0, 100))
-    axes.set(xlabel="recall, %", ylabel="precision, %")
-    axes.plot(recall, precision)
-    axes.plot(figures["recall"], figures["precision"], "o", label=f"odsF {figures['odsF']:.2f}")
-    axes.legend()
+    axes = Figure().add_subplot(xlim=(0, 100), ylim=(0, 100), xlabel="recall", ylabel="precision")
+    axes.plot(recall, precision, "-", figures["recall"], figures["precision"], "o")
+    axes.set_title(f"odsF {figures['odsF']:.2f}, AP {figures['AP']:.2f}, in percent")
     axes.figure.savefig(path, format="png")
 
 
@@ -342,8 +317,7 @@ def write(path: str, save) -> None:
 
 
 def main(argv=None) -> int:
-    parser = argparse.ArgumentParser("odsf", description=__doc__)
-    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser = ArgumentParser("odsf", None, __doc__, formatter_class=RawDescriptionHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"odsf: {message}\n")  # one line
     parser.add_argument("--predictions", metavar="DIR", required=True)
     parser.add_argument("--labels", metavar="DIR", required=True)
