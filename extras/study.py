@@ -1,0 +1,299 @@
+# SPDX-License-Identifier: MIT
+"""Does the regulariser help, where, and where not? The protocol, the runs, the tables, the picture.
+
+    python -m extras.study             make every run that docs/results.csv lacks, two at a time
+    python -m extras.study --tuning    the same, only those that choices were made by
+    python -m extras.study --tables    run nothing: print every table, draw docs/results.png
+
+Protocol, written before the runs that it judges:
+  data      60 rendered rooms of 64 x 96 to train on, 300 others to evaluate: of seed 1 for the
+            choices ("tuning"), of one that nobody had looked at for what is reported
+  network   hrnet_tiny from scratch, for semseg, depth, normal and boundary; 1,500 iterations of 8
+            images (200 passes, a long training on few images as in the papers), learning rate 0.08,
+            --amp; all else as in `python mtcd.py`
+  pairs     an arm and the baseline (lambda = 0) of one seed start from the same weights and see the
+            same batches: gains are taken seed by seed; intervals are of 95 %, by Student's t
+  success   of "ours", 12 seeds: mean Delta_m at least +3.0 %, its interval above +1.5; each task's
+            mean gain above 0, three of the four with an interval above 0.
+            One label per image (each training image keeps one task's): interval above 0.
+            500 rooms: no harm, an interval that reaches above 0, and no task's below it.
+Every run made is a line per task in docs/results.csv, whatever it shows.
+
+An earlier study found no effect, with negatives that could not be learnt from (the nearest beyond
+the positive) and 13 passes over the data. It taught what this one does otherwise: triplets easy
+enough to be learnt from, training long enough to overfit.
+"""
+import argparse
+import csv
+import json
+import shutil
+import statistics
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from contextlib import redirect_stdout
+from multiprocessing import get_context
+from pathlib import Path
+from typing import NamedTuple
+
+import h5py
+import torch
+
+import data_prep
+import mtcd
+from extras import compare
+from extras.arms import FORMS
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS, PICTURE, FOLDER = ROOT / "docs/results.csv", ROOT / "docs/results.png", ROOT / "runs/study"
+TASKS = ("semseg", "depth", "normal", "boundary")
+LAMBDA = mtcd.build_parser().get_default("contrast")
+
+
+# --------------------------------------------------------------------------------------- the runs
+class Run(NamedTuple):
+    """All that tells one training run from another, and the first columns of docs/results.csv."""
+
+    set: str = "reported"  # or "tuning"
+    rooms_seed: int = 2
+    rooms: int = 60  # to train on
+    labels: str = "all"  # or "one": every training image keeps the label of one task
+    backbone: str = "hrnet_tiny"
+    iterations: int = 1500
+    lr: float = 0.08
+    contrast: float = LAMBDA
+    form: str = "ours"  # of FORMS; "none": the baseline; "only TASK": a single-task network
+    seed: int = 0
+
+    @property
+    def setting(self):
+        """What an arm shares with the baseline that it is compared with."""
+        return self._replace(contrast=LAMBDA, form="ours", seed=0)
+
+    @property
+    def arm(self):
+        """Its row in a table."""
+        if self.contrast == 0:
+            return "baseline" if self.form == "none" else "single-task"
+        return self.form + f", lambda {self.contrast:g}" * (self.contrast != LAMBDA)
+
+
+COLUMNS = (*Run._fields, "task", "metric", "value", "share_of_chance", "minutes")
+SEEDS = range(10, 22)
+BASELINE, OURS = {"form": "none", "contrast": 0.0}, {}
+SINGLE = [{"form": f"only {task}", "contrast": 0.0} for task in TASKS]
+INFO_NCE = {"form": "InfoNCE", "contrast": 1.0}  # its best lambda on the tuning rooms
+ABLATION = [*({"contrast": strength} for strength in (0.5, 1.0, 2.0, 4.0, 8.0)), INFO_NCE,
+            *({"form": form} for form in FORMS if form not in ("ours", "own labels", "InfoNCE"))]
+ELSEWHERE = {  # what differs from the main comparison
+    "one label per image": {"labels": "one"},
+    "150 rooms": {"rooms": 150}, "500 rooms": {"rooms": 500, "iterations": 3000},
+    "hrnet18s": {"backbone": "hrnet18s"}, "resnet18": {"backbone": "resnet18"}}
+
+
+def plan():
+    """Every run, those first that the most rests on; the tuning runs, made before all, last."""
+    tuning, pair = Run(set="tuning", rooms_seed=1), [BASELINE, OURS]
+    one_label, some, many, *backbones = (Run(**changes) for changes in ELSEWHERE.values())
+    blocks = [
+        (Run(), SEEDS, [*pair, {"form": "own labels"}, *SINGLE]),
+        (one_label, SEEDS[:8], pair),
+        *((setting, SEEDS[:6], pair) for setting in (some, many)),
+        (Run(), SEEDS[:6], ABLATION),
+        *((setting, SEEDS[:6], pair) for setting in backbones),
+        *((Run(iterations=n), SEEDS[:6], pair) for n in (500, 3000)),
+        (tuning, range(3), [BASELINE, *({"contrast": x} for x in (0.5, 1.0, 2.0)),
+                            *(INFO_NCE | {"contrast": x} for x in (0.5, 1.0))]),
+    ]
+    return list(dict.fromkeys(setting._replace(seed=seed, **arm)
+                              for setting, seeds, arms in blocks for seed in seeds for arm in arms))
+
+
+def data_file(run):
+    """The run's rooms, rendered if they are not there yet."""
+    path = FOLDER / f"rooms-seed{run.rooms_seed}-{run.rooms}-{run.labels}.h5"
+    if path.exists():
+        return path
+    if run.labels == "one":
+        with mtcd.replacing(path) as part:
+            shutil.copyfile(data_file(run._replace(labels="all")), part)
+            keep_one_label(part)
+    elif data_prep.main(["toy", "--train", str(run.rooms), "--val", "300", "--height", "64",
+                         "--width", "96", "--seed", str(run.rooms_seed), "--out", str(path)]):
+        raise mtcd.UserError("the rooms could not be rendered")
+    return path
+
+
+def keep_one_label(path):
+    """Hide, in each training image of a data file, all of TASKS but one, which takes turns."""
+    with h5py.File(path, "r+") as file:
+        file["train"].pop("crc32", None)  # the checksums, of other labels
+        for number, task in enumerate(TASKS):
+            labels = file["train"][task]
+            for image in range(len(labels)):
+                if image % len(TASKS) != number:
+                    labels[image] = mtcd.TASKS[task].ignored
+
+
+def train(run):
+    """Make a run by mtcd.py's own code, on one thread -> its lines of docs/results.csv."""
+    start, out = time.time(), FOLDER / "-".join(map(str, run)).replace(" ", "_")
+    tasks = [run.form.split()[1]] if run.form.startswith("only ") else TASKS
+    args = mtcd.build_parser().parse_args([
+        "--data", str(data_file(run)), "--tasks", *tasks, "--backbone", run.backbone,
+        "--contrast", str(run.contrast), "--iters", str(run.iterations), "--lr", str(run.lr),
+        "--seed", str(run.seed), "--amp", "--device", "cpu", "--out", str(out)])
+    torch.set_num_threads(1)
+    out.mkdir(exist_ok=True)
+    with (out / "terminal.txt").open("w") as log, redirect_stdout(log):
+        mtcd.run_training(args, mtcd.start_device("cpu"), contrast=FORMS.get(run.form))
+    if run.seed != SEEDS[0]:  # of each arm, one network can be looked at with the other programs
+        (out / "last.pt").unlink()
+    share = ""
+    if run.contrast and run.form != "InfoNCE":  # of the last 100 iterations
+        with (out / "log.csv").open(newline="") as log:
+            shares = [float(row["share_of_chance"]) for row in csv.DictReader(log)][-10:]
+        share = f"{statistics.fmean(shares):.3f}"
+    metrics, minutes = json.loads((out / "metrics.json").read_text()), (time.time() - start) / 60
+    return [[*run, task, name, value, share, f"{minutes:.1f}"]
+            for task, values in metrics.items() for name, value in values.items()]
+
+
+def run_all(sets):
+    """Make what docs/results.csv lacks of these sets, two runs at a time, and add it there."""
+    done = {run for run, _ in read()}
+    missing = [run for run in plan() if run.set in sets and run not in done]
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for run in missing:
+        data_file(run)  # before two processes want it
+    with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
+        futures = [pool.submit(train, run) for run in missing]
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                lines = future.result()
+                with RESULTS.open("a", newline="") as file:
+                    csv.writer(file).writerows([COLUMNS] * (file.tell() == 0) + lines)
+                print(f"{number}/{len(missing)}", *lines[0], flush=True)
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+# --------------------------------------------------------------------------- tables and the picture
+def read():
+    """docs/results.csv -> (Run, the whole line as a dictionary) per line; [] without the file."""
+    lines = csv.DictReader(RESULTS.read_text().splitlines() if RESULTS.exists() else [])
+    return [(Run(*(kind(line[name]) for name, kind in Run.__annotations__.items())), line)
+            for line in lines]
+
+
+def settings(lines):
+    """Lines of read() -> {setting: {arm: {seed: {task: value}}}}, the baseline first."""
+    found, order = {}, ["none", *FORMS, *(arm["form"] for arm in SINGLE)]
+    for run, line in sorted(lines, key=lambda pair: (order.index(pair[0].form), pair[0].contrast)):
+        seeds = found.setdefault(run.setting, {}).setdefault(run.arm, {})
+        seeds.setdefault(run.seed, {})[line["task"]] = float(line["value"])
+    return {setting: arms for setting, arms in found.items() if "baseline" in arms}
+
+
+def gains(arm, baseline, tasks=TASKS):
+    """Delta_m over these tasks, in percent, of each seed that arm and baseline have."""
+    return [compare.delta_m({task: run[task] for task in tasks}, baseline[seed])
+            for seed, run in arm.items() if seed in baseline and run.keys() >= set(tasks)]
+
+
+def mean_interval(values):
+    """What stands in a cell; "-" without a seed."""
+    low, high = compare.interval(values)
+    return f"{statistics.fmean(values):+.2f} ({low:+.2f} to {high:+.2f})" if values else "-"
+
+
+def print_tables():
+    """Per setting: the figures; every task's gain with its interval; the loss at the end."""
+    shares = {}
+    for run, line in read():
+        share = float(line["share_of_chance"] or "nan")
+        shares.setdefault((run.setting, run.arm), []).append(share)
+    for setting, arms in settings(read()).items():
+        print(f"\n## {setting.set}, rooms of seed {setting.rooms_seed}: {setting.rooms} rooms, "
+              f"labels per image: {setting.labels}, {setting.backbone}, "
+              f"{setting.iterations} iterations at {setting.lr:g}\n")
+        compare.print_comparison(arms, markdown=True)
+        print("\n| gain in % (95 % interval) | seeds | " + " | ".join(TASKS)
+              + " | Delta_m | loss at the end, share of chance |\n" + "| --- " * 8 + "|")
+        for name, arm in list(arms.items())[1:]:
+            columns = [gains(arm, arms["baseline"], [task]) for task in TASKS]
+            columns.append(gains(arm, arms["baseline"]))
+            share = f"{statistics.fmean(shares[setting, name]):.2f}"
+            print(f"| {name} | {len(arm)} | " + " | ".join(map(mean_interval, columns))
+                  + f" | {share.replace('nan', '-')} |")
+
+
+def picture_rows(found):
+    """settings() -> {heading: {label: Delta_m of each seed}}, in the order of the picture."""
+    main = {name: gains(arm, found[Run()]["baseline"]) for name, arm in found[Run()].items()}
+    first = {name: main.pop(name) for name in ("ours", "own labels", "single-task") if name in main}
+    elsewhere = {label: gains(found[Run(**changes)]["ours"], found[Run(**changes)]["baseline"])
+                 for label, changes in ELSEWHERE.items() if "ours" in found.get(Run(**changes), {})}
+    main.pop("baseline")
+    return {"main comparison": first, "ours elsewhere": elsewhere, "one choice changed": main}
+
+
+def draw(found):
+    """docs/results.png: left every arm's Delta_m, right the effect along the training."""
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise mtcd.UserError("docs/results.png needs matplotlib: pip install matplotlib") from error
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(12, 8), layout="constrained")
+    row, labels, beside_axis = 0, {}, left.get_yaxis_transform()
+    for heading, arms in picture_rows(found).items():
+        left.text(0.01, row, heading, weight="bold", va="center", transform=beside_axis)
+        colour = "#d55e00" if heading == "main comparison" else "#0072b2"
+        for label, values in arms.items():
+            row -= 1
+            labels[row] = f"{label}, {len(values)} seeds"
+            left.plot(compare.interval(values), (row, row), color=colour)
+            left.plot(statistics.fmean(values), row, "o", color=colour)
+        row -= 2
+    left.axvline(0, color="black", linewidth=0.8)
+    left.set(yticks=list(labels), yticklabels=labels.values(), ylim=(row + 1, 1),
+             xlabel="Delta_m over the baseline of the same setting and seed, %, and 95 % interval")
+    reference = found[Run()]["baseline"]
+    for arm, colour in (("baseline", "black"), ("ours", "#d55e00")):
+        points = {setting.iterations: gains(arms[arm], reference)
+                  for setting, arms in found.items()
+                  if setting == Run(iterations=setting.iterations) and arm in arms}
+        for iterations, values in points.items():
+            right.plot((iterations, iterations), compare.interval(values), color=colour)
+        right.plot(*zip(*sorted((n, statistics.fmean(values)) for n, values in points.items())),
+                   "o-", color=colour, label=arm)
+    right.set(xscale="log", xticks=sorted(points), xticklabels=sorted(points),
+              xlabel="iterations of 8 of the 60 images",
+              ylabel="Delta_m over the baseline after 1,500 iterations, %")
+    right.minorticks_off()
+    right.legend()
+    with mtcd.replacing(PICTURE) as part:
+        figure.savefig(part, format="png", dpi=100)
+    print(f"\n{PICTURE}")
+
+
+def main(argv=None):
+    """The command line -> exit status."""
+    parser = mtcd.Parser("python -m extras.study", description=__doc__,
+                         formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tuning", action="store_true", help="make the tuning runs only")
+    parser.add_argument("--tables", action="store_true", help="run nothing, print and draw")
+
+    def job():
+        args = parser.parse_args(argv)
+        if not args.tables:
+            return run_all(["tuning"] if args.tuning else ["tuning", "reported"])
+        print_tables()
+        if "ours" not in settings(read()).get(Run(), ()):
+            raise mtcd.UserError(f"no picture: {RESULTS} has no runs of the main comparison yet")
+        draw(settings(read()))
+    return mtcd.exit_status("extras.study", job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
