@@ -251,7 +251,7 @@ def find(folder: str, *names: str) -> Path:
 
 def list_jobs(args) -> list[tuple]:
     """The arguments of count_files per label."""
-    names = {path.stem for path in Path(args.labels).iterdir() if path.suffix in (".png", ".npy")}
+    names = {p.stem for p in Path(args.labels).iterdir() if p.suffix.lower() in (".png", ".npy")}
     if not names:
         raise UserError(f"{args.labels} holds no .png and no .npy")
     pictures = [(f"{name}.png", f"{name}.npy") for name in sorted(names)]
