@@ -11,13 +11,11 @@ regularise the features of another through a triplet loss; at inference nothing 
     python mtcd.py --dataset nyud --pretrained hrnet_w18_small_v2.pth      the papers' benchmark
     torchrun --nproc_per_node=4 mtcd.py --dataset nyud --amp               on several GPUs
 
-1 the regulariser (the contribution: it stands alone, to be copied)   2 task losses   3 metrics
-4 table of tasks, protocols of the data sets   5 data   6 backbones   7 model   8 evaluation
-9 training   10 command line
-
-The full text of the paper was not at hand. "Stated" is what its abstract and the captions of its
-figures 1 and 2 say; "choice", what they leave open and we chose; "protocol", what the public code
-of ATRC (Bruggemann et al., 2021) does on these benchmarks, and InvPT (Ye and Xu, 2022) after it.
+Sections: 1 the regulariser (the contribution; to be copied alone)  2 task losses  3 metrics
+4 tasks, protocols  5 data  6 backbones  7 model  8 evaluation  9 training  10 command line
+The paper's full text was not at hand. "Stated" is what its abstract and the captions of figures
+1 and 2 say; "choice", what they leave open; "protocol", what ATRC's public code (Bruggemann et
+al., 2021), and after it InvPT's (Ye and Xu, 2022), does on these benchmarks.
 """
 import argparse
 import csv
@@ -29,10 +27,9 @@ import signal
 import sys
 import time
 import zipfile
-from collections.abc import Callable
-from contextlib import contextmanager, suppress
+from collections import namedtuple
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import NamedTuple
 
 import h5py
 import numpy as np
@@ -41,16 +38,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
-from torchvision import models
-from torchvision.models import resnet
+from torchvision.models import get_model_weights, resnet
 from torchvision.transforms import v2
 
 from extras import odsf, pictures
-
-try:
-    import fcntl
-except ImportError:  # Windows
-    fcntl = None
 
 
 # ------------------------------------------------------------------------------ 1. the regulariser
@@ -66,7 +57,6 @@ class Criterion:
         self.valid = valid  # labels (n, K) -> (n,) bool: pixels that have ground truth
         self.balanced = balanced  # draw all classes equally often: boundary is 3 % of the pixels
 
-
 CLASSES = Criterion(  # the same class or another
     distance=lambda a, b: (a != b).any(-1).float(), positive=0, negative=1,
     valid=lambda y: (y != 255).all(-1), balanced=True)
@@ -78,7 +68,6 @@ NORMAL = Criterion(  # the angle between two normals in degrees
     positive=10, negative=30, valid=lambda y: y.isfinite().all(-1) & (y != 0).any(-1))
 CRITERIA = {"semseg": CLASSES, "parsing": CLASSES, "saliency": CLASSES, "boundary": CLASSES,
             "depth": DEPTH, "normal": NORMAL}
-
 
 class CrossTaskContrast(nn.Module):
     """Feature-wise contrastive consistency: one task's labels regularise another task's features.
@@ -174,29 +163,23 @@ class CrossTaskContrast(nn.Module):
         return other[own, first[0]], other[own, first[1]], positive.any(1) & negative.any(1)
 # <<< to here
 
-
 # --------------------------------------------------------------------------------- 2. task losses
 # Predictions (B, K, H, W), labels as to_device() makes them. Each loss is a mean over the valid
 # pixels of the whole batch, also where several processes share it.
-def whole_batch(count):
-    """A count -> its mean over all processes, at least 1."""
+def whole_batch(count):  # a count -> its mean over all processes, at least 1
     count = count.float()
     if dist.is_initialized():
         dist.all_reduce(count)
         count /= dist.get_world_size()
     return count.clamp(min=1)
 
-
-def class_loss(prediction, label, _=None):
-    """Cross entropy."""
+def class_loss(prediction, label, _=None):  # cross entropy
     rows = prediction.movedim(1, -1).flatten(0, 2)  # (B H W, K), a view of channels-last maps
     loss = F.cross_entropy(rows, label.flatten(), ignore_index=255, reduction="none")
     return loss.sum() / whole_batch((label != 255).sum())
 
-
 def binary_loss(prediction, label, positive_weight):
-    """Binary cross entropy; negatives weigh 1 - positive_weight. Without one it is balanced: a
-    class weighs as much as the batch has of the other."""
+    """Binary cross entropy; negatives weigh 1 - positive_weight. Without one they balance."""
     valid, positive = label != 255, label == 1
     pixels = whole_batch(valid.sum())
     if positive_weight is None:
@@ -205,12 +188,9 @@ def binary_loss(prediction, label, positive_weight):
     return F.binary_cross_entropy_with_logits(
         prediction.squeeze(1), positive.to(prediction.dtype), weight, reduction="sum") / pixels
 
-
-def depth_loss(prediction, label, _=None):
-    """L1 in metres."""
+def depth_loss(prediction, label, _=None):  # L1 in metres
     valid = label > 0
     return ((prediction - label).abs() * valid).sum() / whole_batch(valid.sum())
-
 
 def normal_loss(prediction, label, _=None):
     """L1 between unit vectors, summed over their components. A prediction shorter than 1 stays as
@@ -218,7 +198,6 @@ def normal_loss(prediction, label, _=None):
     valid = (label != 0).any(1)  # (B, H, W)
     error = (F.normalize(prediction, dim=1, eps=1) - label).abs().sum(1)
     return (error * valid).sum() / whole_batch(valid.sum())
-
 
 # -------------------------------------------------------------------------------------- 3. metrics
 # Pixel-wise over a whole split (protocol). update() takes what postprocess() gives, and labels of a
@@ -235,51 +214,40 @@ class MeanIoU:
         pair = label[valid] * k + prediction[valid]
         self.counts += torch.bincount(pair, minlength=k * k).view(k, k).cpu()
 
-    def per_class(self):
-        """(num_classes,) in percent; nan for a class that does not occur."""
-        hit = self.counts.diag().double()
-        return 100 * hit / (self.counts.sum(0) + self.counts.sum(1) - hit)
-
     def compute(self):
-        return self.per_class().nanmean().item()
+        hit = self.counts.diag().double()
+        iou = 100 * hit / (self.counts.sum(0) + self.counts.sum(1) - hit)  # nan if it does not occur
+        return iou.nanmean().item()
 
-
-class MeanOverPixels:
-    """The mean of an error, in float64."""
+class MeanAngularError:
+    """Mean angle in degrees; (B, 3, H, W) vectors, labels of length 0 ignored."""
 
     def __init__(self):
-        self.counts = torch.zeros(2, dtype=torch.float64)  # sum, pixels
+        self.counts = torch.zeros(2, dtype=torch.float64)  # sum of errors, pixels
 
-    def add(self, error):
+    def error(self, prediction, label):
+        p, y = F.normalize(prediction.double(), dim=1), F.normalize(label.double(), dim=1)
+        angle = 2 * torch.atan2((p - y).norm(dim=1), (p + y).norm(dim=1))  # stable at 0 and 180
+        return angle.rad2deg()[(label != 0).any(1)]
+
+    def update(self, prediction, label):
+        error = self.error(prediction, label)
         self.counts += torch.tensor([error.sum().item(), error.numel()], dtype=torch.float64)
 
     def compute(self):
-        total, pixels = self.counts.tolist()
-        return total / pixels if pixels else math.nan
+        return (self.counts[0] / self.counts[1]).item()
 
-
-class RMSE(MeanOverPixels):
+class RMSE(MeanAngularError):
     """Root mean squared error in metres; (B, 1, H, W), labels of 0 ignored."""
 
-    def update(self, prediction, label):
-        self.add((prediction.double().clamp(min=0) - label)[label > 0].square())
+    def error(self, prediction, label):
+        return (prediction.double().clamp(min=0) - label)[label > 0].square()
 
     def compute(self):
         return math.sqrt(super().compute())
 
-
-class MeanAngularError(MeanOverPixels):
-    """Mean angle in degrees; (B, 3, H, W) vectors, labels of length 0 ignored."""
-
-    def update(self, prediction, label):
-        p, y = F.normalize(prediction.double(), dim=1), F.normalize(label.double(), dim=1)
-        angle = 2 * torch.atan2((p - y).norm(dim=1), (p + y).norm(dim=1))  # stable at 0 and 180
-        self.add(angle.rad2deg()[(label != 0).any(1)])
-
-
 class MaxF:
-    """Best F-measure (beta^2 = 0.3) over the thresholds 0.05, 0.10 ... 0.95, in percent;
-    (B, H, W) probabilities, labels of 255 ignored."""
+    """Best F (beta^2 = 0.3) over 19 thresholds in percent; (B, H, W) probability, 255 ignored."""
 
     def __init__(self):
         self.thresholds = torch.arange(1, 20, dtype=torch.float64) / 20
@@ -296,13 +264,11 @@ class MaxF:
         f = 1.3 * true / (0.3 * positives + predicted.sum(0))  # (1 + b) P R / (b P + R)
         return 100 * f.max().item() if positives else math.nan
 
-
 class OdsF:
-    """Boundary F at the split's best threshold (extras/odsf.py), in percent; (B, H, W) probability,
-    labels of 255 ignored. max_dist is the tolerance as a share of the image's diagonal."""
+    """Boundary F at the split's best threshold in percent; (B, H, W) probability, 255 ignored."""
 
     def __init__(self, max_dist):
-        self.max_dist = max_dist
+        self.max_dist = max_dist  # the tolerance, as a share of the image's diagonal
         self.counts = torch.zeros(3, len(odsf.THRESHOLDS), dtype=torch.int64)
 
     def update(self, prediction, label):
@@ -313,19 +279,12 @@ class OdsF:
         matched, predicted, true = self.counts.double()
         return (200 * matched / (predicted + true).clamp(min=1)).max().item()
 
-
 # ---------------------------------------------------------------------------------------- 4. tasks
-class Task(NamedTuple):  # a row of the table that drives all: to add a task is to add a row
-    channels: int | None  # of the prediction; None: one per class name in the data file
-    ignored: int  # the label's value where there is no ground truth
-    weight: float  # w_T of the loss in the sum (protocol)
-    loss: Callable  # prediction, label, weight of positives -> scalar
-    meter: Callable  # prediction channels, Protocol -> metric object
-    metric: str  # the field's name of it
-    unit: str
-    higher_is_better: bool
-
-
+# A row per task drives all: to add a task is to add a row. The prediction's channels (None: one per
+# class name in the data file), the label's value without ground truth, the weight w_T of the loss
+# (protocol), loss(prediction, label, weight of positives), meter(channels, Protocol) -> metric
+# object; the metric's name, its unit and its sense.
+Task = namedtuple("Task", "channels ignored weight loss meter metric unit higher_is_better")
 TASKS = {
     "semseg": Task(None, 255, 1, class_loss, lambda k, p: MeanIoU(k), "mIoU", "%", True),
     "parsing": Task(7, 255, 2, class_loss, lambda k, p: MeanIoU(k), "mIoU", "%", True),
@@ -335,17 +294,10 @@ TASKS = {
     "boundary": Task(1, 255, 50, binary_loss, lambda k, p: OdsF(p.max_dist), "odsF", "%", True),
 }
 
-
-class Protocol(NamedTuple):  # of a data set: ATRC's for nyud and pascal, choices for toy
-    tasks: tuple
-    backbone: str
-    iters: int
-    lr: float
-    boundary_weight: float  # of boundary pixels in their loss; the others weigh 1 minus this
-    max_dist: float  # tolerance of boundary matching, as a share of the image's diagonal
-    scales: tuple  # of the augmentation, uniform between the two
-
-
+# Of a data set: ATRC's for nyud and pascal, choices for toy. boundary_weight is that of boundary
+# pixels in their loss (the others weigh 1 minus this); max_dist, the tolerance of boundary matching
+# as a share of the image's diagonal; scales, the bounds of the augmentation.
+Protocol = namedtuple("Protocol", "tasks backbone iters lr boundary_weight max_dist scales")
 PROTOCOLS = {
     "toy": Protocol(("semseg", "parsing", "saliency", "depth", "normal", "boundary"),
                     "hrnet_tiny", 1500, 0.08, 0.8, 0.011, scales=(1, 1)),
@@ -355,38 +307,32 @@ PROTOCOLS = {
                        "hrnet18s", 40_000, 0.005, 0.95, 0.0075, scales=(0.5, 2)),
 }
 
-
 # ----------------------------------------------------------------------------------------- 5. data
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
 PADDING = (124, 116, 104)  # of images: MEAN in 8 bits, 0 after normalisation
 
-
 class UserError(Exception):
     """Bad use or bad input: its text is the one line that the user sees."""
-
 
 @contextmanager
 def blaming(what, *kinds):
     """Errors of these kinds, which outside causes have, become a UserError that begins with `what`."""
     try:
         yield
-    except Exception as error:
-        if isinstance(error, UserError) or not isinstance(error, kinds):
-            raise
+    except UserError:
+        raise
+    except kinds as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{what}: {reason}") from error
 
-
 class DenseTasks(Dataset):
     """One split of an HDF5 file (README.md) -> {"image": uint8 (3, H, W), task: label as filed}.
-
     A key is epoch * len(self) + index, and the augmentation a function of (seed, key) alone: the
-    same in any number of processes and after a resume. Samples have the file's H x W, padded.
-    """
+    same in any number of processes and after a resume. Samples have the file's H x W, padded."""
 
     def __init__(self, path, split, tasks, augment=False, seed=0):
         self.path, self.split, self.tasks, self.classes = str(path), split, list(tasks), {}
-        self.augment, self.seed, self.arrays, self.owner = augment, seed, None, None
+        self.augment, self.seed, self.owner = augment, seed, None
         with blaming(f"{path} is not a data file of data_prep.py", Exception), h5py.File(path) as file:
             self.name, self.length = file.attrs["dataset"], len(file[split]["size"])
             self.shape = file[split]["image"].shape[1:3]  # (H, W)
@@ -408,25 +354,17 @@ class DenseTasks(Dataset):
                 group, self.owner = h5py.File(self.path)[self.split], os.getpid()
                 names = {"image", "size", "semseg", *self.tasks}
                 self.arrays = {name: group[name] for name in names & set(group)}
-            sample = self.augmented(key, index) if self.augment else self.whole(index)
+            sample = self.read(index, np.random.default_rng([self.seed, key]))
             for task, names in self.classes.items():
                 if (sample[task] + 1).max() > len(names):  # in uint8, where 255 (ignored) + 1 is 0
                     raise ValueError(f"a {task} label is beyond the {len(names)} class names")
             return sample
 
-    def whole(self, index):
-        """The image and its labels as they are in the file."""
-        height, width = self.arrays["size"][index]
-        sample = {name: torch.from_numpy(self.arrays[name][index]) for name in self.tasks}
-        image = torch.from_numpy(self.arrays["image"][index])
-        image[height:] = image[:, width:] = torch.tensor(PADDING, dtype=torch.uint8)
-        return {**sample, "image": image.permute(2, 0, 1)}
-
-    def augmented(self, key, index):
-        """Random scale, crop, flip and colours (protocol); the crop is cut out, then resized."""
-        rng, (full_h, full_w) = np.random.default_rng([self.seed, key]), self.shape
-        scale, flip = rng.uniform(*PROTOCOLS[self.name].scales), rng.random() < 0.5
-        height, width = (int(n) for n in self.arrays["size"][index])
+    def read(self, index, rng):
+        """Image and labels; with `augment` under random scale, crop, flip and colours (protocol)."""
+        scales = PROTOCOLS[self.name].scales if self.augment else (1, 1)
+        scale, flip = rng.uniform(*scales), self.augment and rng.random() < 0.5
+        (full_h, full_w), (height, width) = self.shape, map(int, self.arrays["size"][index])
         crop_h, crop_w = min(height, round(full_h / scale)), min(width, round(full_w / scale))
         out_h, out_w = min(round(crop_h * scale), full_h), min(round(crop_w * scale), full_w)
         semseg = self.arrays["semseg"][index] if "semseg" in self.arrays else np.zeros((0, 0), int)
@@ -444,26 +382,24 @@ class DenseTasks(Dataset):
             padded = np.full((full_h, full_w, *label.shape[2:]), TASKS[task].ignored, label.dtype)
             padded[:out_h, :out_w] = label.take(rows, 0).take(columns, 1)
             sample[task] = torch.from_numpy(padded)
-        if flip and "normal" in sample:
+        if "normal" in sample and flip:
             sample["normal"][..., 0] *= -1
         if "depth" in sample:
             sample["depth"] /= scale  # as if the camera had come nearer
-        if "parsing" in sample and not ((sample["parsing"] > 0) & (sample["parsing"] < 255)).any():
-            sample["parsing"].fill_(255)  # a crop without any part is ignored
+        if self.augment and "parsing" in sample and not (sample["parsing"] + 1 > 1).any():
+            sample["parsing"].fill_(255)  # a crop without any part is ignored; 255 + 1 is 0 here
         image = torch.from_numpy(self.arrays["image"][(index, *window)]).permute(2, 0, 1)
-        image = v2.functional.resize(image, [out_h, out_w], antialias=True)
-        image = distort(image.flip(2) if flip else image, rng)
-        padding = [0, 0, full_w - out_w, full_h - out_h]
-        return {**sample, "image": v2.functional.pad(image, padding, PADDING)}
-
+        image = v2.functional.resize(image, [out_h, out_w], antialias=True)  # as cut out
+        if self.augment:
+            image = distort(image.flip(2) if flip else image, rng)
+        image = v2.functional.pad(image, [0, 0, full_w - out_w, full_h - out_h], PADDING)
+        return {**sample, "image": image}
 
 def distort(image, rng):
-    """Photometric distortion of a uint8 (3, H, W) RGB image (protocol, as in mmsegmentation).
-
-    Each with probability 1/2, clipped to [0, 255]: brightness + [-32, 32]; contrast * [0.5, 1.5],
-    before or after the next two; saturation * [0.5, 1.5] in HSV; hue by -36 to 34 degrees, as a
-    turn about the grey axis (choice: in HSV it takes longer than all else here).
-    """
+    """Photometric distortion of a uint8 (3, H, W) RGB image (protocol, as in mmsegmentation): each
+    with probability 1/2, clipped to [0, 255]: brightness + [-32, 32]; contrast * [0.5, 1.5], before
+    or after the next two; saturation * [0.5, 1.5] in HSV; hue by -36 to 34 degrees, as a turn about
+    the grey axis (choice: in HSV it takes longer than all else here)."""
     brighten, contrast, contrast_last, saturate, turn = rng.random(5) < 0.5
     factor, pixels = rng.uniform(0.5, 1.5), image.float()
     if brighten:
@@ -481,14 +417,12 @@ def distort(image, rng):
         pixels = pixels.mul_(factor).clamp_(0, 255)
     return pixels.round_().byte()
 
-
 def endless_keys(length, seed, start):
     """Keys of one shuffled pass over `length` images, then of the next, from the start-th on."""
     for epoch in itertools.count(start // length):
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(length, generator=generator).tolist()
         yield from (epoch * length + index for index in order[max(start - epoch * length, 0) :])
-
 
 def to_device(batch, device):
     """A batch of DenseTasks -> normalised image (B, 3, H, W), {task: label}; types widen here:
@@ -504,12 +438,10 @@ def to_device(batch, device):
             batch[task] = label.long()
     return image.contiguous(memory_format=torch.channels_last), batch
 
-
 # ------------------------------------------------------------------------------------ 6. backbones
 def conv_bn(channels_in, channels_out, kernel=3, stride=1, relu=True):
     convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), *[nn.ReLU(inplace=True)] * relu)
-
 
 def residual(block, channels_in, channels, count):
     """`count` of torchvision's residual blocks in a row."""
@@ -518,7 +450,6 @@ def residual(block, channels_in, channels, count):
     rest = [block(out, channels) for _ in range(count - 1)]
     return nn.Sequential(block(channels_in, channels, downsample=shortcut), *rest)
 
-
 class HighResolutionModule(nn.Module):
     """Parallel branches, one per resolution, whose outputs are summed into one another."""
 
@@ -526,17 +457,17 @@ class HighResolutionModule(nn.Module):
         super().__init__()
         self.branches = nn.ModuleList(residual(resnet.BasicBlock, c, c, blocks) for c in channels)
         self.fuse_layers = nn.ModuleList()
-        for i in range(len(channels)):
-            layers = [self.fuse(channels, i, j) for j in range(len(channels))]
+        for i, own in enumerate(channels):
+            layers = [self.fuse(other, own, i - j) for j, other in enumerate(channels)]
             self.fuse_layers.append(nn.ModuleList(layers))
 
     @staticmethod
-    def fuse(channels, i, j):
-        """From branch j to i: upwards a 1x1, downwards a 3x3 of stride 2 per level."""
-        if j >= i:
-            return nn.Identity() if j == i else conv_bn(channels[j], channels[i], 1, relu=False)
-        steps = [conv_bn(channels[j], channels[j], stride=2) for _ in range(i - j - 1)]
-        return nn.Sequential(*steps, conv_bn(channels[j], channels[i], stride=2, relu=False))
+    def fuse(channels, own, down):
+        """To a branch `down` levels coarser: a 3x3 of stride 2 per level; to a finer one a 1x1."""
+        if down <= 0:
+            return conv_bn(channels, own, 1, relu=False) if down else nn.Identity()
+        steps = [conv_bn(channels, channels, stride=2) for _ in range(down - 1)]
+        return nn.Sequential(*steps, conv_bn(channels, own, stride=2, relu=False))
 
     def forward(self, maps):
         maps = [branch(x) for branch, x in zip(self.branches, maps)]
@@ -548,41 +479,32 @@ class HighResolutionModule(nn.Module):
             fused.append(F.relu(sum(parts[1:], parts[0])))
         return fused
 
-
 class HRNet(nn.Module):
     """HRNet (Wang et al., 2020) without its classifier, named as in the official checkpoints."""
 
     def __init__(self, width, first_blocks, modules, blocks):
         super().__init__()
-
-        def new(channels_in, channels_out):  # a branch of half the resolution
-            return nn.Sequential(conv_bn(channels_in, channels_out, stride=2))
-
-        def stage(channels, count):
-            return nn.Sequential(*[HighResolutionModule(channels, blocks) for _ in range(count)])
-
         self.channels = w = [width, 2 * width, 4 * width, 8 * width]
         self.conv1, self.bn1 = conv_bn(3, 64, stride=2, relu=False)
         self.conv2, self.bn2 = conv_bn(64, 64, stride=2, relu=False)
         self.layer1 = residual(resnet.Bottleneck, 64, 64, first_blocks)
-        self.transition1 = nn.ModuleList([conv_bn(256, w[0]), new(256, w[1])])
-        self.stage2 = stage(w[:2], modules[0])
-        self.transition2 = nn.ModuleList([*[nn.Identity()] * 2, new(w[1], w[2])])
-        self.stage3 = stage(w[:3], modules[1])
-        self.transition3 = nn.ModuleList([*[nn.Identity()] * 3, new(w[2], w[3])])
-        self.stage4 = stage(w, modules[2])
+        for i, count in enumerate(modules, 1):  # stages 2 to 4: each has one more, coarser branch
+            kept = [nn.Identity()] * i if i > 1 else [conv_bn(256, w[0])]
+            new = nn.Sequential(conv_bn(w[i - 1] if i > 1 else 256, w[i], stride=2))
+            stage = [HighResolutionModule(w[: i + 1], blocks) for _ in range(count)]
+            setattr(self, f"transition{i}", nn.ModuleList([*kept, new]))
+            setattr(self, f"stage{i + 1}", nn.Sequential(*stage))
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x):
-        """(B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32."""
+    def forward(self, x):  # (B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer1(F.relu(self.bn2(self.conv2(x))))  # (B, 256, H/4, W/4)
-        maps = self.stage2([layer(x) for layer in self.transition1])
-        maps = self.stage3([layer(x) for layer, x in zip(self.transition2, [*maps, maps[-1]])])
-        return self.stage4([layer(x) for layer, x in zip(self.transition3, [*maps, maps[-1]])])
-
+        maps = [self.layer1(F.relu(self.bn2(self.conv2(x))))]  # (B, 256, H/4, W/4)
+        for transition, stage in ((self.transition1, self.stage2), (self.transition2, self.stage3),
+                                  (self.transition3, self.stage4)):
+            maps = stage([layer(x) for layer, x in zip(transition, [*maps, maps[-1]])])
+        return maps
 
 class ResNet(resnet.ResNet):
     """torchvision's without its classifier; output strides 4 to 32 (choice: not dilated to 8)."""
@@ -592,13 +514,11 @@ class ResNet(resnet.ResNet):
         del self.fc
         self.channels = [width * block.expansion for width in (64, 128, 256, 512)]
 
-    def forward(self, x):
-        """(B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32."""
+    def forward(self, x):  # like HRNet
         maps = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
             maps.append(layer(maps[-1]))
         return maps[1:]
-
 
 BACKBONES = {  # HRNet: width, blocks of stage 1, modules of stages 2 to 4, blocks per branch
     "hrnet_tiny": lambda: HRNet(12, 1, (1, 1, 1), 1),  # for minutes on a CPU (choice)
@@ -610,89 +530,76 @@ BACKBONES = {  # HRNet: width, blocks of stage 1, modules of stages 2 to 4, bloc
     "resnet50": lambda: ResNet(resnet.Bottleneck, (3, 4, 6, 3)),
 }
 
-
 def build_backbone(name):
     """With random weights: .channels, 4 ints; (B, 3, H, W) -> 4 maps at strides 4, 8, 16, 32."""
     if name not in BACKBONES:
         raise UserError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
     return BACKBONES[name]()
 
-
 def load_pretrained(backbone, name, source):
     """Fill a backbone from "imagenet" (torchvision's ResNet) or a file, where the weights may lie
-    under "state_dict" or "model" and behind a prefix; of several the shortest -> the prefix."""
+    under "state_dict" or "model" and behind a prefix -> the prefix that fills most."""
     if source != "imagenet":
         state = load_weights(source)
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state.get(key), dict) else state
     elif name.startswith("resnet"):
-        weights = models.get_model_weights(name).IMAGENET1K_V1
+        weights = get_model_weights(name).IMAGENET1K_V1
         with blaming(f"download {weights.url} to {torch.hub.get_dir()}/checkpoints/", OSError):
             state = weights.get_state_dict(check_hash=True)
     else:
         raise UserError("--pretrained imagenet is for ResNet; README.md tells how to get HRNet's")
-    first = [str(key) for key in state if str(key).endswith("conv1.weight")]
-    prefix = min(first, key=lambda key: (len(key), key), default="").removesuffix("conv1.weight")
-    own = {key: value.shape for key, value in backbone.state_dict().items()
-           if not key.endswith("num_batches_tracked")}
-    lacking = [key for key, shape in own.items()
-               if getattr(state.get(prefix + key), "shape", None) != shape]
-    if lacking:
-        raise UserError(f"{source} does not fill {len(lacking)} of {len(own)} arrays of {name}: "
-                        f"{', '.join(lacking[:3])} ...")
+    own = {key: value.shape for key, value in backbone.state_dict().items() if value.ndim}
+    lacking = {}  # prefix -> arrays that it does not fill
+    for first in sorted({"conv1.weight", *(k for k in map(str, state) if k.endswith("conv1.weight"))}):
+        prefix = first.removesuffix("conv1.weight")
+        lacking[prefix] = [k for k in own if getattr(state.get(prefix + k), "shape", 0) != own[k]]
+    prefix = min(lacking, key=lambda prefix: len(lacking[prefix]))
+    if lacking[prefix]:
+        raise UserError(f"{source} does not fill {len(lacking[prefix])} of {len(own)} arrays of "
+                        f"{name}, as {lacking[prefix][0]}")
     backbone.load_state_dict({key: state[prefix + key] for key in own}, strict=False)
     return prefix
-
 
 # ---------------------------------------------------------------------------------------- 7. model
 class MultiTaskNet(nn.Module):
     """A shared encoder, and per task a 3x3 conv-BN-ReLU and a 1x1 prediction (protocol).
-
     tasks: task -> prediction channels. The encoder's four maps are resized to stride 4 and
     concatenated; a ResNet's, far wider, are first brought to 128 channels each (choice). The 3x3
-    leaves a quarter of the channels: F_T, which the regulariser sees.
-    """
+    leaves a quarter of the channels: F_T, which the regulariser sees."""
 
     def __init__(self, tasks, backbone="hrnet18s"):
         super().__init__()
         self.backbone = build_backbone(backbone)
-        widths = self.backbone.channels
-        self.laterals = nn.ModuleList(nn.Identity() for _ in widths)
-        if isinstance(self.backbone, ResNet):
-            self.laterals = nn.ModuleList(conv_bn(width, 128, 1) for width in widths)
-            widths = [128] * 4
-        self.channels = sum(widths) // 4  # C
-        self.heads = nn.ModuleDict({task: conv_bn(sum(widths), self.channels) for task in tasks})
-        self.predictors = nn.ModuleDict(
-            {task: nn.Conv2d(self.channels, k, 1) for task, k in tasks.items()})
+        widths, wide = self.backbone.channels, isinstance(self.backbone, ResNet)
+        self.laterals = nn.ModuleList(conv_bn(w, 128, 1) if wide else nn.Identity() for w in widths)
+        total = 4 * 128 if wide else sum(widths)
+        self.channels = total // 4  # C
+        self.heads = nn.ModuleDict({task: conv_bn(total, self.channels) for task in tasks})
+        self.predictors = nn.ModuleDict({t: nn.Conv2d(self.channels, k, 1) for t, k in tasks.items()})
         for predictor in self.predictors.values():
             nn.init.normal_(predictor.weight, std=0.01)
             nn.init.zeros_(predictor.bias)
 
-    def features(self, x):
-        """(B, 3, H, W) -> task -> F_T (B, C, H/4, W/4), rounded up."""
+    def features(self, x):  # (B, 3, H, W) -> task -> F_T (B, C, H/4, W/4), rounded up
         maps = [lateral(m) for lateral, m in zip(self.laterals, self.backbone(x))]
         size = maps[0].shape[2:]
         shared = torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], 1)
         return {task: head(shared) for task, head in self.heads.items()}
 
-    def predict(self, features, size):
-        """features() -> task -> (B, K, *size)."""
+    def predict(self, features, size):  # features() -> task -> (B, K, *size)
         return {task: F.interpolate(self.predictors[task](feature), size, mode="bilinear")
                 for task, feature in features.items()}
 
-    def forward(self, x):
-        """(B, 3, H, W) -> task -> (B, K, H, W)."""
+    def forward(self, x):  # (B, 3, H, W) -> task -> (B, K, H, W)
         return self.predict(self.features(x), x.shape[2:])
 
-
 def postprocess(task, prediction):
-    """(B, K, H, W) of the network -> class labels (B, H, W), depth >= 0 (B, 1, H, W), unit normals
-    (B, 3, H, W), or probability (B, H, W)."""
+    """(B, K, H, W) of the network -> depth (B, 1, H, W), unit normals (B, 3, H, W), probability or
+    class labels (B, H, W)."""
     if task in ("depth", "normal"):
         return prediction.clamp(min=0) if task == "depth" else F.normalize(prediction, dim=1)
     return prediction.sigmoid().squeeze(1) if TASKS[task].channels == 1 else prediction.argmax(1)
-
 
 class Objective(nn.Module):
     """Network, losses and regulariser in one forward pass, as DistributedDataParallel needs."""
@@ -711,11 +618,9 @@ class Objective(nn.Module):
                   for task, p in predictions.items()}
         return losses | contrast
 
-
 # ----------------------------------------------------------------------------------- 8. evaluation
 def rank_and_world():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
 
 @torch.inference_mode()
 def evaluate(net, dataset, device, workers=0, amp=False):
@@ -723,9 +628,8 @@ def evaluate(net, dataset, device, workers=0, amp=False):
     figure depends on a batch size or on the processes -> what metrics.json holds, and some images
     with labels and predictions for pictures.preview()."""
     (rank, world), protocol, metrics, samples = rank_and_world(), PROTOCOLS[dataset.name], {}, []
-    meters = {task: TASKS[task].meter(net.predictors[task].out_channels, protocol)
-              for task in dataset.tasks}
-    images, start, spoken = range(rank, len(dataset), world), time.monotonic(), 0
+    meters = {task: TASKS[task].meter(net.predictors[task].out_channels, protocol) for task in dataset.tasks}
+    images = range(rank, len(dataset), world)  # of this process
     loader = DataLoader(dataset, sampler=images, num_workers=workers, worker_init_fn=no_signals)
     net.eval()
     for index, batch in zip(images, loader):
@@ -737,38 +641,23 @@ def evaluate(net, dataset, device, workers=0, amp=False):
             predictions[task] = postprocess(task, predictions[task].float())
             meter.update(predictions[task], labels[task])
         if index in (images[0], images[len(images) // 2], images[-1]):
-            truth = {task: batch[task][0].numpy() for task in meters}
-            guess = {task: as_file_label(predictions[task][0]) for task in meters}
             picture = batch["image"][0].permute(1, 2, 0).numpy()
+            truth = {task: batch[task][0].numpy() for task in meters}
+            guess = {task: pictures.as_label(predictions[task][0].cpu().numpy()) for task in meters}
             samples.append((f"{dataset.split} {index}", picture, truth, guess))
-        now, done = time.monotonic(), min(index + world, len(dataset))
-        if rank == 0 and (now > spoken + 5 or done == len(dataset)):
-            spoken, speed = now, done / (now - start)
-            print(f"evaluation {done}/{len(dataset)} images, {speed:.1f} images/s", flush=True)
+        if rank == 0 and (index % 100 == 0 or index == images[-1]):
+            print(f"evaluation {index + 1}/{len(dataset)} images", flush=True)
     for task, meter in meters.items():
         if world > 1:
-            counts = meter.counts.to(device)
-            dist.all_reduce(counts)
-            meter.counts = counts.cpu()
+            dist.all_reduce(meter.counts)
         value = meter.compute()
         metrics[task] = {TASKS[task].metric: None if math.isnan(value) else value}  # nan: no label
     return metrics, samples
 
-
 def check_finite(task, prediction, picture):
     """Neither a figure nor a picture may be made of nan or infinity."""
     if not prediction.isfinite().all():
-        raise UserError(f"the network's {task} prediction of {picture} is not finite: its weights "
-                        "are ruined, by too large a --lr or a damaged file")
-
-
-def as_file_label(prediction):
-    """One postprocessed prediction without its batch dimension -> numpy array as in a data file."""
-    array = prediction.cpu().numpy()
-    if array.ndim == 3:  # depth, normals
-        return array[0] if len(array) == 1 else array.transpose(1, 2, 0)
-    return array.astype(np.uint8) if array.dtype == np.int64 else array
-
+        raise UserError(f"the {task} prediction of {picture} is not finite: the weights are ruined")
 
 def report(net, config, out, device, workers):
     """Evaluate on the val split -> preview.png, config.json, metrics.json and the closing table."""
@@ -778,50 +667,39 @@ def report(net, config, out, device, workers):
         return
     with replacing(out / "preview.png") as part:
         pictures.preview(samples, dataset.classes).save(part, "PNG")
-    write_json(out / "config.json", config)
-    write_json(out / "metrics.json", metrics)
+    for name, content in (("config.json", config), ("metrics.json", metrics)):
+        with replacing(out / name) as part:
+            part.write_text(json.dumps(content, indent=1))
     print(f"\nval split of {config['data']}, {len(dataset)} images:")
     for task, figures in metrics.items():
-        name, unit, higher = TASKS[task].metric, TASKS[task].unit, TASKS[task].higher_is_better
-        value = "-" if figures[name] is None else f"{figures[name]:.{4 if unit == 'm' else 2}f}"
-        print(f"  {task:9}{name:5}{'[' + unit + ']':6}{value:>7}  "
-              f"{'higher' if higher else 'lower'} is better")
+        [(name, value)], row = figures.items(), TASKS[task]
+        value = "-" if value is None else f"{value:.{4 if row.unit == 'm' else 2}f}"
+        better = "higher" if row.higher_is_better else "lower"
+        print(f"  {task:9}{name:5}{value:>7} {row.unit:4}{better} is better")
     print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-
 
 # ------------------------------------------------------------------------------------- 9. training
 @contextmanager
 def replacing(path):
     """A temporary name to write to, then renamed: the file is always the old or the new one."""
     part = Path(f"{path}.part")
-    try:
-        with blaming(f"{path} cannot be written", OSError, RuntimeError):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    with blaming(f"{path} cannot be written", OSError, RuntimeError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
             yield part
             os.replace(part, path)
-    finally:
-        with suppress(OSError):
-            part.unlink()
-
-
-def write_json(path, content):
-    with replacing(path) as part:
-        part.write_text(json.dumps(content, indent=1))
-
+        finally:
+            part.unlink(missing_ok=True)
 
 def load_weights(path, *keys):
-    """A file of torch.save -> its dictionary, which must have `keys`; no code in it is run. The
-    checksums that torch.save has written, and torch.load passes over, are compared."""
+    """A file of torch.save -> its dictionary, which must have `keys`; no code in it is run."""
     with blaming(f"{path} cannot be loaded", Exception):  # broken files fail in many ways
-        if zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                if damaged := archive.testzip():
-                    raise ValueError(f"it is damaged, the checksum of {damaged} is wrong")
+        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
+            raise ValueError(f"the checksum of {damaged} is wrong")  # torch.load passes over these
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not set(keys) <= content.keys():
             raise ValueError(f"it has no {' and '.join(keys) or 'weights'}")
         return content
-
 
 def set_up(args, config, device, contrast=CrossTaskContrast):
     """Everything that a run begins with -> Objective, optimiser, schedule."""
@@ -838,16 +716,13 @@ def set_up(args, config, device, contrast=CrossTaskContrast):
     optimiser = torch.optim.SGD(objective.parameters(), args.lr, momentum=0.9, weight_decay=5e-4)
     return objective, optimiser, torch.optim.lr_scheduler.PolynomialLR(optimiser, args.iters, 0.9)
 
-
 def save(out, config, log, parts):
-    """last.pt, all that --resume needs (every random draw is a function of the seed and the
-    iteration), and log.csv."""
+    """log.csv, and last.pt: enough, as every random draw follows from the seed and the iteration."""
     state = {"config": config, "iteration": log[-1]["iteration"], "log": log}
     with replacing(out / "last.pt") as file:
         torch.save(state | {name: part.state_dict() for name, part in parts.items()}, file)
     with replacing(out / "log.csv") as part, part.open("w", newline="") as file:
         csv.writer(file).writerows([log[-1].keys(), *(row.values() for row in log)])
-
 
 def resume(out, config, parts):
     """Load out/last.pt into everything that trains -> its iteration, the rows of log.csv."""
@@ -860,48 +735,38 @@ def resume(out, config, parts):
         part.load_state_dict(saved[name])
     return saved["iteration"], saved.get("log", [])
 
-
 @contextmanager
 def alone_in(folder):
     """Make a folder and keep other runs out of it until this one ends, however it ends."""
-    with blaming(f"--out {folder} cannot be used, or another run is at work in it", OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY) if fcntl and rank_and_world()[0] == 0 else None
-        if handle is not None:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    try:
+    with ExitStack() as stack:
+        with blaming(f"--out {folder} cannot be used, or another run is at work in it", OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.name == "posix" and rank_and_world()[0] == 0:
+                import fcntl
+                handle = os.open(folder, os.O_RDONLY)
+                stack.callback(os.close, handle)
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
-    finally:
-        if handle is not None:
-            os.close(handle)
-
 
 @contextmanager
-def signals_noted():
-    """Within it Ctrl-C and SIGTERM only fill the list that it yields."""
-    received, before = [], {}
-    for number in (signal.SIGINT, signal.SIGTERM):
-        before[number] = signal.signal(number, lambda number, _: received.append(number))
-    try:
+def signals_noted():  # within it Ctrl-C and SIGTERM only fill the list that it yields
+    received = []
+    with ExitStack() as stack:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            before = signal.signal(number, lambda number, _: received.append(number))
+            stack.callback(signal.signal, number, before)
         yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
 
 def no_signals(_):
     """In a loader's process: Ctrl-C or SIGTERM to the whole group is the main process's matter."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
-
-def in_any_process(flag):
-    """Whether the flag is set in any process, so that all of them do the same."""
+def in_any_process(flag):  # whether the flag is set in any process, so that all of them do the same
     if dist.is_initialized():
         flag = torch.tensor(float(bool(flag)))  # on the CPU: nobody waits for a GPU
         dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
-
 
 @torch.inference_mode()
 def is_sound(objective, images):
@@ -911,6 +776,12 @@ def is_sound(objective, images):
     objective.train()
     return all(tensor.isfinite().all() for tensor in tensors)
 
+def training_batches(args, config, device, start):  # from an iteration on, this process's share
+    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
+    keys, (rank, world) = endless_keys(len(dataset), args.seed, start * args.batch_size), rank_and_world()
+    return DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
+                      sampler=itertools.islice(keys, rank, None, world), worker_init_fn=no_signals,
+                      pin_memory=device.type == "cuda")
 
 def train(args, config, device, contrast=CrossTaskContrast):
     """The main loop; leaves last.pt and log.csv in the run folder -> the trained network."""
@@ -923,21 +794,18 @@ def train(args, config, device, contrast=CrossTaskContrast):
     elif rank == 0:  # an older run's would pass for this one's
         for name in ("log.csv", "metrics.json", "preview.png"):
             (out / name).unlink(missing_ok=True)
-        write_json(out / "config.json", config)
+        with replacing(out / "config.json") as part:
+            part.write_text(json.dumps(config, indent=1))
     if args.compile:
         objective.net.features = torch.compile(objective.net.features)
     parallel = objective if world == 1 else nn.parallel.DistributedDataParallel(
         objective, find_unused_parameters=bool(args.contrast))  # projectors that are not drawn
-    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
-    keys = endless_keys(len(dataset), args.seed, start * args.batch_size)
-    loader = DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
-                        sampler=itertools.islice(keys, rank, None, world),  # this process's share
-                        worker_init_fn=no_signals, pin_memory=device.type == "cuda")
     weights = {task: TASKS[task].weight for task in config["tasks"]} | {"contrast": args.contrast}
     pending, begun, spoken = [], time.monotonic(), 0
     objective.train()
+    batches = training_batches(args, config, device, start)
     with signals_noted() as signals:
-        for iteration, batch in zip(range(start + 1, args.iters + 1), loader):
+        for iteration, batch in zip(range(start + 1, args.iters + 1), batches):
             torch.manual_seed(args.seed * 2**32 + iteration)  # the regulariser's draws
             images, labels = to_device(batch, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
@@ -958,7 +826,7 @@ def train(args, config, device, contrast=CrossTaskContrast):
             means, pending = torch.stack(pending).mean(0).tolist(), []  # here a GPU is waited for
             ruined = [name for name, mean in zip(losses, means) if not math.isfinite(mean)]
             if in_any_process(ruined or saving and not is_sound(objective, images)):
-                raise UserError(f"{' '.join(ruined) or 'the network'} not finite at iteration "
+                raise UserError(f"{' '.join(ruined[:3]) or 'the network'} not finite at iteration "
                                 f"{iteration}; begin again with a smaller --lr")
             now, seconds = time.monotonic(), (time.monotonic() - begun) / (iteration - start)
             row = {**dict(zip(losses, means)), "lr": rate, "images_per_s": args.batch_size / seconds}
@@ -971,19 +839,16 @@ def train(args, config, device, contrast=CrossTaskContrast):
             if rank == 0 and saving:
                 save(out, config, log, parts)
             if stopping:
-                raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, "
-                                "--resume goes on from there")
+                raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, --resume "
+                                "goes on from there")
     return objective.net
-
 
 # -------------------------------------------------------------------------------- 10. command line
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message}; see --help")
 
-
-def build_parser():
-    """The command line of mtcd.py; what only a protocol can fill in stays None."""
+def build_parser():  # the command line of mtcd.py; what only a protocol can fill in stays None
     parser, cuda = Parser(description=__doc__.split("\n\n")[0]), torch.cuda.is_available()
     add = parser.add_argument
     add("--dataset", choices=PROTOCOLS, default="toy", help="sets the protocol (default: toy)")
@@ -991,13 +856,12 @@ def build_parser():
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
     add("--backbone", choices=BACKBONES, help="shared encoder (default: the protocol's)")
     add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights of the encoder")
-    add("--contrast", type=float, metavar="LAMBDA", default=1.0,
+    add("--contrast", type=float, metavar="LAMBDA", default=1.0, 
         help="weight of the regulariser (default: 1); 0 is the multi-task baseline")
     add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
     add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
     add("--lr", type=float, help="learning rate at the start (default: the protocol's)")
-    add("--workers", type=int, metavar="N", default=4 if cuda else 0,
-        help="processes that load data (default: 4 with a GPU, 0 without)")
+    add("--workers", type=int, metavar="N", default=4 if cuda else 0, help="loaders (4; 0 without GPU)")
     add("--seed", type=int, metavar="S", default=0, help="of all random numbers (default: 0)")
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
     add("--amp", action="store_true", help="bfloat16 where it is safe; not in the regulariser")
@@ -1008,7 +872,6 @@ def build_parser():
     add("--checkpoint", metavar="FILE", help="last.pt of a run, for --eval")
     return parser
 
-
 def run_config(args):
     """Check the arguments and fill them in from the protocol -> all that describes the run."""
     protocol, world = PROTOCOLS[args.dataset], rank_and_world()[1]
@@ -1018,27 +881,26 @@ def run_config(args):
     least = {"contrast": 0, "iters": 1, "batch_size": 1, "lr": 0, "workers": 0, "seed": 0}
     for name, low in least.items():
         if not low <= getattr(args, name) < (2**31 if name == "seed" else math.inf):
-            raise UserError(f"--{name.replace('_', '-')} must be {low} or more, and finite; a seed "
-                            "below 2^31")
+            raise UserError(f"--{name.replace('_', '-')} must be {low} or more, and finite (a seed: "
+                            "below 2147483648)")
     tasks = [task for task in protocol.tasks if task in args.tasks]
     if set(args.tasks) - set(tasks):
         raise UserError(f"{args.dataset} has labels of {' '.join(protocol.tasks)} alone")
     if args.batch_size % world:
         raise UserError(f"--batch-size {args.batch_size} does not divide among {world} processes")
-    subset = "-" + "-".join(tasks) if len(tasks) < len(protocol.tasks) else ""
-    args.out = args.out or (f"runs/{args.dataset}-{args.backbone}{subset}-"
-                            f"contrast{args.contrast:g}-seed{args.seed}")
     path = find_data(args.dataset, args.data, make=True)
     dataset = DenseTasks(path, "val", tasks)
     if dataset.name != args.dataset:
         raise UserError(f"{path} holds {dataset.name}, not {args.dataset}")
     if max(dataset.shape) <= 32 and args.batch_size == world:
         raise UserError("--batch-size 1 is too small to normalise 32 x 32 images; take 2")
+    subset = "-".join(["", *tasks]) if len(tasks) < len(protocol.tasks) else ""
+    run = f"{args.dataset}-{args.backbone}{subset}-contrast{args.contrast:g}-seed{args.seed}"
+    args.out = args.out or f"runs/{run}"
     kept = ("backbone", "pretrained", "contrast", "iters", "batch_size", "lr", "seed", "amp")
     return {"dataset": args.dataset, "data": str(path), "tasks": tasks, "classes": dataset.classes,
             "channels": {task: TASKS[task].channels or len(dataset.classes[task]) for task in tasks},
             "size": list(map(int, dataset.shape)), **{name: getattr(args, name) for name in kept}}
-
 
 def find_data(name, path, make=False):
     """The data file of a data set; `make` a missing toy file on the spot."""
@@ -1050,20 +912,17 @@ def find_data(name, path, make=False):
             data_prep.make_toy(path)
     in_any_process(False)  # the others wait for the first
     if not path.exists():
-        raise UserError(f"{path} is not there; python data_prep.py --help tells how to make it")
+        raise UserError(f"{path} is not there; make it: python data_prep.py {name} --out {path}")
     return path
 
-
-def run_training(args, device, contrast=CrossTaskContrast):
-    """Train, evaluate, report."""
+def run_training(args, device, contrast=CrossTaskContrast):  # train, evaluate, report
     config, out = run_config(args), Path(args.out)
     with alone_in(out), blaming("stopped, --resume goes on from what is saved", RuntimeError):
         if rank_and_world()[0] == 0:
-            print(f"{out}: {' '.join(config['tasks'])} of {args.dataset}; {args.backbone}; contrast "
-                  f"{args.contrast:g}; {args.iters} iterations of {args.batch_size} on {device}")
+            print(f"{out}: {' '.join(config['tasks'])}; {args.backbone}; lambda {args.contrast:g}; "
+                  f"{args.iters} iterations of {args.batch_size} on {device}", flush=True)
         net = train(args, config, device, contrast)
         report(net, config, out, device, args.workers)
-
 
 def load_network(path, device):
     """last.pt of a run -> its network, its config, the regulariser's state ({} without)."""
@@ -1076,13 +935,11 @@ def load_network(path, device):
             config["iteration"] = checkpoint["iteration"]  # of an unfinished run
     return net.to(device, memory_format=torch.channels_last), config, checkpoint["contrast"]
 
-
 def run_evaluation(args, device):
-    """Figures of a checkpoint, with a config of their own. Beside the checkpoint lie only those of
-    the finished run on its own data, the others in a folder below it or in --out."""
+    """Figures of a checkpoint; other than of the finished run's own data in a folder of their own."""
+    allowed = ("eval", "checkpoint", "dataset", "data", "out", "device", "workers")
     for name, default in vars(build_parser().parse_args([])).items():
-        if getattr(args, name) != default and name not in (
-                "eval", "checkpoint", "dataset", "data", "out", "device", "workers"):
+        if name not in allowed and getattr(args, name) != default:
             raise UserError(f"--{name.replace('_', '-')} has no effect with --eval")
     if not args.checkpoint:
         raise UserError("--eval needs --checkpoint FILE, last.pt of a run")
@@ -1099,10 +956,10 @@ def run_evaluation(args, device):
         raise UserError(f"{out} holds another run; choose another --out")
     report(net, config, out, device, args.workers)
 
-
 def start_device(name):
     """The device by its name; under torchrun this process's own, with the processes connected."""
-    if "RANK" in os.environ and name.startswith("cuda"):
+    distributed = "RANK" in os.environ
+    if distributed and name.startswith("cuda"):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     with blaming(f"--device {name} cannot be used", RuntimeError, AssertionError):
         device = torch.zeros(1, device=name).device
@@ -1110,11 +967,10 @@ def start_device(name):
             torch.cuda.set_device(device)
         elif device.type != "cpu":
             raise RuntimeError("only cpu and cuda are known to work")
-    if "RANK" in os.environ:
+    if distributed:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
     return device
-
 
 def exit_status(program, job):
     """Run a program's job -> 0; 2 after bad use or input, which one line on stderr explains."""
@@ -1123,23 +979,19 @@ def exit_status(program, job):
     try:
         job()
         return 0
-    except UserError as error:  # from a loader's process it comes behind a traceback
-        print(f"{program}: {str(error).splitlines()[-1]}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print(f"{program}: interrupted", file=sys.stderr)
-        return 130
+    except (UserError, KeyboardInterrupt) as error:
+        lines = str(error).splitlines()  # from a loader's process it comes behind a traceback
+        print(f"{program}: {lines[-1] if lines else 'interrupted'}", file=sys.stderr)
+        return 2 if isinstance(error, UserError) else 130
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
-
 
 def main(argv=None):
     def job():
         args = build_parser().parse_args(argv)
         (run_evaluation if args.eval else run_training)(args, start_device(args.device))
     return exit_status("mtcd.py", job)
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -237,23 +237,6 @@ def test_ignored_pixels_and_padding():
     assert score(line(30, 55), label)[0] == 100
 
 
-def test_workers_do_not_change_the_counts():
-    pairs = [scene(seed, 60 + 9 * seed, 120) for seed in range(7)]
-    expected = [odsf.count_boundaries(*pair, 0.02) for pair in pairs]
-    for workers in (0, 1, 3):
-        with contextlib.closing(odsf.Counter(0.02, workers)) as counter:
-            assert counter.counts().shape == (0, 3, 101)
-            for probability, label in pairs:
-                mine = probability.copy()
-                counter.add(mine, label)
-                mine[:] = 0.5  # the caller's array is its own again
-                assert len(counter.in_flight) <= 2 * workers
-            assert counter.counts().dtype == np.int64 and np.array_equal(counter.counts(), expected)
-    with contextlib.closing(odsf.Counter(0.02, 1)) as counter, pytest.raises(ValueError, match="sigmoid"):
-        counter.add(pairs[0][0] * np.nan, pairs[0][1])
-        counter.counts()
-
-
 def save_array(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
     np.save(path, array) if path.suffix == ".npy" else Image.fromarray(array).save(path)
@@ -281,7 +264,7 @@ def test_tool_equals_an_independent_reference(tmp_path, capsys):
     pairs += [(a, b) for a in odd for b in odd] + [(np.ones((1, 1)), np.ones((1, 1)))]
     expected = [reference(*pair, 0.02) for pair in pairs]
     for name, chosen in {"scenes": slice(5), "odd": slice(5, None), "all": slice(None)}.items():
-        arguments = [*edge_files(tmp_path / name, pairs[chosen]), "--json", str(tmp_path / "f.json"), "--workers", "0"]
+        arguments = [*edge_files(tmp_path / name, pairs[chosen]), "--json", str(tmp_path / "f.json"), "--workers", "1"]
         assert odsf.main(arguments) == 0
         figures, counts = json.loads((tmp_path / "f.json").read_text()), expected[chosen]
         f = [f_measure(*column) for column in np.sum(counts, axis=0).T]
@@ -313,7 +296,7 @@ def test_area_under_the_curve():
 
 def test_ignore_pictures_mask(tmp_path):
     label = line(30)
-    arguments = [*edge_files(tmp_path, [(line(30, 55), label)]), "--json", str(tmp_path / "f.json"), "--workers", "0"]
+    arguments = [*edge_files(tmp_path, [(line(30, 55), label)]), "--json", str(tmp_path / "f.json"), "--workers", "1"]
     mask = np.zeros(label.shape, np.uint8)
     mask[:, 45:70] = 7
     save_array(tmp_path / "i/0.png", mask)
@@ -1287,3 +1270,30 @@ def test_results_do_not_pile_up():
         for i, square in enumerate(in_order(pool, lambda x: begun.append(x) or x**2, range(99), 4)):
             assert square == i**2 and len(begun) <= i + 5
     assert len(begun) == 99
+
+
+# ------------------------------------------------------------------------------------------------------- the notebook
+NOTEBOOK, MARKS = ROOT / "docs/contrast.ipynb", ("# >>> copy from here", "# <<< to here")
+AGAIN = ("jupyter nbconvert --to notebook --execute --ExecutePreprocessor.record_timing=False "
+         "--inplace docs/contrast.ipynb")
+
+
+def read_notebook():
+    return pytest.importorskip("nbformat").read(NOTEBOOK, as_version=4)
+
+
+def test_notebook_has_the_loss_of_mtcd_and_is_stored_with_its_outputs():
+    source = Path(mtcd.__file__).read_text(encoding="utf-8")
+    block = source[source.index(MARKS[0]) : source.index(MARKS[1]) + len(MARKS[1])]
+    cells = [cell for cell in read_notebook().cells if cell.cell_type == "code"]
+    pasted = [cell.source for cell in cells if cell.source.startswith(MARKS[0])]
+    assert pasted == [block], f"{NOTEBOOK} has another loss: paste what stands between the marks, then {AGAIN}"
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1)), f"no outputs: {AGAIN}"
+    assert sum("image/png" in str(cell.outputs) for cell in cells) >= 6 and NOTEBOOK.stat().st_size < 2e6
+
+
+def test_notebook_runs(monkeypatch):
+    nbclient, *_ = map(pytest.importorskip, ("nbclient", "ipykernel"))
+    monkeypatch.setenv("MTCD_NOTEBOOK_ITERS", "10")
+    folder = {"metadata": {"path": str(NOTEBOOK.parent)}}
+    nbclient.NotebookClient(read_notebook(), timeout=600, resources=folder).execute()
