@@ -630,7 +630,7 @@ def evaluate(net, dataset, device, workers=0, amp=False):
     (rank, world), protocol, metrics, samples = rank_and_world(), PROTOCOLS[dataset.name], {}, []
     meters = {task: TASKS[task].meter(net.predictors[task].out_channels, protocol) for task in dataset.tasks}
     images = range(rank, len(dataset), world)  # of this process
-    loader = DataLoader(dataset, sampler=images, num_workers=workers, worker_init_fn=no_signals)
+    loader = DataLoader(dataset, sampler=images, num_workers=workers, worker_init_fn=own_group)
     net.eval()
     for index, batch in zip(images, loader):
         image, labels = to_device(batch, device)
@@ -757,10 +757,10 @@ def signals_noted():  # within it Ctrl-C and SIGTERM only fill the list that it 
             stack.callback(signal.signal, number, before)
         yield received
 
-def no_signals(_):
-    """In a loader's process: Ctrl-C or SIGTERM to the whole group is the main process's matter."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def own_group(_):
+    """In a loader's process: a signal to the group of the run is the main process's to answer."""
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
 
 def in_any_process(flag):  # whether the flag is set in any process, so that all of them do the same
     if dist.is_initialized():
@@ -780,7 +780,7 @@ def training_batches(args, config, device, start):  # from an iteration on, this
     dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
     keys, (rank, world) = endless_keys(len(dataset), args.seed, start * args.batch_size), rank_and_world()
     return DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
-                      sampler=itertools.islice(keys, rank, None, world), worker_init_fn=no_signals,
+                      sampler=itertools.islice(keys, rank, None, world), worker_init_fn=own_group,
                       pin_memory=device.type == "cuda")
 
 def train(args, config, device, contrast=CrossTaskContrast):
@@ -980,8 +980,8 @@ def exit_status(program, job):
         job()
         return 0
     except (UserError, KeyboardInterrupt) as error:
-        lines = str(error).splitlines()  # from a loader's process it comes behind a traceback
-        print(f"{program}: {lines[-1] if lines else 'interrupted'}", file=sys.stderr)
+        text = str(error).split("UserError: ")[-1]  # a loader's process puts a traceback before it
+        print(f"{program}: {text.strip() or 'interrupted'}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 130
     finally:
         if dist.is_initialized():
