@@ -39,7 +39,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.models import get_model_weights, resnet
-from torchvision.models._utils import IntermediateLayerGetter
 from torchvision.transforms import v2
 
 from extras import odsf, pictures
@@ -58,7 +57,6 @@ class Criterion:
         self.valid = valid  # labels (n, K) -> (n,) bool: pixels that have ground truth
         self.balanced = balanced  # draw all classes equally often: boundary is 3 % of the pixels
 
-
 CLASSES = Criterion(  # the same class or another
     distance=lambda a, b: (a != b).any(-1).float(), positive=0, negative=1,
     valid=lambda y: (y != 255).all(-1), balanced=True)
@@ -70,7 +68,6 @@ NORMAL = Criterion(  # the angle between two normals in degrees
     positive=10, negative=30, valid=lambda y: y.isfinite().all(-1) & (y != 0).any(-1))
 CRITERIA = {"semseg": CLASSES, "parsing": CLASSES, "saliency": CLASSES, "boundary": CLASSES,
             "depth": DEPTH, "normal": NORMAL}
-
 
 class CrossTaskContrast(nn.Module):
     """Feature-wise contrastive consistency: one task's labels regularise another task's features.
@@ -166,7 +163,6 @@ class CrossTaskContrast(nn.Module):
         return other[own, first[0]], other[own, first[1]], positive.any(1) & negative.any(1)
 # <<< to here
 
-
 # --------------------------------------------------------------------------------- 2. task losses
 # Predictions (B, K, H, W), labels as to_device() makes them. Each loss is a mean over the valid
 # pixels of the whole batch, also where several processes share it.
@@ -177,12 +173,10 @@ def whole_batch(count):  # a count -> its mean over all processes, at least 1
         count /= dist.get_world_size()
     return count.clamp(min=1)
 
-
 def class_loss(prediction, label, _=None):  # cross entropy
     rows = prediction.movedim(1, -1).flatten(0, 2)  # (B H W, K), a view of channels-last maps
     loss = F.cross_entropy(rows, label.flatten(), ignore_index=255, reduction="none")
     return loss.sum() / whole_batch((label != 255).sum())
-
 
 def binary_loss(prediction, label, positive_weight):
     """Binary cross entropy; negatives weigh 1 - positive_weight. Without one they balance."""
@@ -194,11 +188,9 @@ def binary_loss(prediction, label, positive_weight):
     return F.binary_cross_entropy_with_logits(
         prediction.squeeze(1), positive.to(prediction.dtype), weight, reduction="sum") / pixels
 
-
 def depth_loss(prediction, label, _=None):  # L1 in metres
     valid = label > 0
     return ((prediction - label).abs() * valid).sum() / whole_batch(valid.sum())
-
 
 def normal_loss(prediction, label, _=None):
     """L1 between unit vectors, summed over their components. A prediction shorter than 1 stays as
@@ -206,7 +198,6 @@ def normal_loss(prediction, label, _=None):
     valid = (label != 0).any(1)  # (B, H, W)
     error = (F.normalize(prediction, dim=1, eps=1) - label).abs().sum(1)
     return (error * valid).sum() / whole_batch(valid.sum())
-
 
 # -------------------------------------------------------------------------------------- 3. metrics
 # Pixel-wise over a whole split (protocol). update() takes what postprocess() gives, and labels of a
@@ -228,38 +219,32 @@ class MeanIoU:
         iou = 100 * hit / (self.counts.sum(0) + self.counts.sum(1) - hit)  # nan if it does not occur
         return iou.nanmean().item()
 
-
-class MeanOverPixels:
-    """The mean of an error, in float64."""
+class MeanAngularError:
+    """Mean angle in degrees; (B, 3, H, W) vectors, labels of length 0 ignored."""
 
     def __init__(self):
-        self.counts = torch.zeros(2, dtype=torch.float64)  # sum, pixels
+        self.counts = torch.zeros(2, dtype=torch.float64)  # sum of errors, pixels
 
-    def add(self, error):
+    def error(self, prediction, label):
+        p, y = F.normalize(prediction.double(), dim=1), F.normalize(label.double(), dim=1)
+        angle = 2 * torch.atan2((p - y).norm(dim=1), (p + y).norm(dim=1))  # stable at 0 and 180
+        return angle.rad2deg()[(label != 0).any(1)]
+
+    def update(self, prediction, label):
+        error = self.error(prediction, label)
         self.counts += torch.tensor([error.sum().item(), error.numel()], dtype=torch.float64)
 
     def compute(self):
         return (self.counts[0] / self.counts[1]).item()
 
-
-class RMSE(MeanOverPixels):
+class RMSE(MeanAngularError):
     """Root mean squared error in metres; (B, 1, H, W), labels of 0 ignored."""
 
-    def update(self, prediction, label):
-        self.add((prediction.double().clamp(min=0) - label)[label > 0].square())
+    def error(self, prediction, label):
+        return (prediction.double().clamp(min=0) - label)[label > 0].square()
 
     def compute(self):
         return math.sqrt(super().compute())
-
-
-class MeanAngularError(MeanOverPixels):
-    """Mean angle in degrees; (B, 3, H, W) vectors, labels of length 0 ignored."""
-
-    def update(self, prediction, label):
-        p, y = F.normalize(prediction.double(), dim=1), F.normalize(label.double(), dim=1)
-        angle = 2 * torch.atan2((p - y).norm(dim=1), (p + y).norm(dim=1))  # stable at 0 and 180
-        self.add(angle.rad2deg()[(label != 0).any(1)])
-
 
 class MaxF:
     """Best F (beta^2 = 0.3) over 19 thresholds in percent; (B, H, W) probability, 255 ignored."""
@@ -279,7 +264,6 @@ class MaxF:
         f = 1.3 * true / (0.3 * positives + predicted.sum(0))  # (1 + b) P R / (b P + R)
         return 100 * f.max().item() if positives else math.nan
 
-
 class OdsF:
     """Boundary F at the split's best threshold in percent; (B, H, W) probability, 255 ignored."""
 
@@ -294,7 +278,6 @@ class OdsF:
     def compute(self):
         matched, predicted, true = self.counts.double()
         return (200 * matched / (predicted + true).clamp(min=1)).max().item()
-
 
 # ---------------------------------------------------------------------------------------- 4. tasks
 # A row per task drives all: to add a task is to add a row. The prediction's channels (None: one per
@@ -324,15 +307,12 @@ PROTOCOLS = {
                        "hrnet18s", 40_000, 0.005, 0.95, 0.0075, scales=(0.5, 2)),
 }
 
-
 # ----------------------------------------------------------------------------------------- 5. data
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
 PADDING = (124, 116, 104)  # of images: MEAN in 8 bits, 0 after normalisation
 
-
 class UserError(Exception):
     """Bad use or bad input: its text is the one line that the user sees."""
-
 
 @contextmanager
 def blaming(what, *kinds):
@@ -344,7 +324,6 @@ def blaming(what, *kinds):
     except kinds as error:
         reason = " ".join(str(error).split())[:200] or type(error).__name__
         raise UserError(f"{what}: {reason}") from error
-
 
 class DenseTasks(Dataset):
     """One split of an HDF5 file (README.md) -> {"image": uint8 (3, H, W), task: label as filed}.
@@ -416,7 +395,6 @@ class DenseTasks(Dataset):
         image = v2.functional.pad(image, [0, 0, full_w - out_w, full_h - out_h], PADDING)
         return {**sample, "image": image}
 
-
 def distort(image, rng):
     """Photometric distortion of a uint8 (3, H, W) RGB image (protocol, as in mmsegmentation): each
     with probability 1/2, clipped to [0, 255]: brightness + [-32, 32]; contrast * [0.5, 1.5], before
@@ -439,14 +417,12 @@ def distort(image, rng):
         pixels = pixels.mul_(factor).clamp_(0, 255)
     return pixels.round_().byte()
 
-
 def endless_keys(length, seed, start):
     """Keys of one shuffled pass over `length` images, then of the next, from the start-th on."""
     for epoch in itertools.count(start // length):
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(length, generator=generator).tolist()
         yield from (epoch * length + index for index in order[max(start - epoch * length, 0) :])
-
 
 def to_device(batch, device):
     """A batch of DenseTasks -> normalised image (B, 3, H, W), {task: label}; types widen here:
@@ -462,12 +438,10 @@ def to_device(batch, device):
             batch[task] = label.long()
     return image.contiguous(memory_format=torch.channels_last), batch
 
-
 # ------------------------------------------------------------------------------------ 6. backbones
 def conv_bn(channels_in, channels_out, kernel=3, stride=1, relu=True):
     convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), *[nn.ReLU(inplace=True)] * relu)
-
 
 def residual(block, channels_in, channels, count):
     """`count` of torchvision's residual blocks in a row."""
@@ -475,7 +449,6 @@ def residual(block, channels_in, channels, count):
     shortcut = conv_bn(channels_in, out, 1, relu=False) if channels_in != out else None
     rest = [block(out, channels) for _ in range(count - 1)]
     return nn.Sequential(block(channels_in, channels, downsample=shortcut), *rest)
-
 
 class HighResolutionModule(nn.Module):
     """Parallel branches, one per resolution, whose outputs are summed into one another."""
@@ -506,7 +479,6 @@ class HighResolutionModule(nn.Module):
             fused.append(F.relu(sum(parts[1:], parts[0])))
         return fused
 
-
 class HRNet(nn.Module):
     """HRNet (Wang et al., 2020) without its classifier, named as in the official checkpoints."""
 
@@ -534,17 +506,19 @@ class HRNet(nn.Module):
             maps = stage([layer(x) for layer, x in zip(transition, [*maps, maps[-1]])])
         return maps
 
-
-class ResNet(IntermediateLayerGetter):
+class ResNet(resnet.ResNet):
     """torchvision's without its classifier; output strides 4 to 32 (choice: not dilated to 8)."""
 
     def __init__(self, block, layers):
-        super().__init__(resnet.ResNet(block, layers), {f"layer{i}": i for i in (1, 2, 3, 4)})
+        super().__init__(block, layers)
+        del self.fc
         self.channels = [width * block.expansion for width in (64, 128, 256, 512)]
 
     def forward(self, x):  # like HRNet
-        return list(super().forward(x).values())
-
+        maps = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
+        for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
+            maps.append(layer(maps[-1]))
+        return maps[1:]
 
 BACKBONES = {  # HRNet: width, blocks of stage 1, modules of stages 2 to 4, blocks per branch
     "hrnet_tiny": lambda: HRNet(12, 1, (1, 1, 1), 1),  # for minutes on a CPU (choice)
@@ -556,17 +530,15 @@ BACKBONES = {  # HRNet: width, blocks of stage 1, modules of stages 2 to 4, bloc
     "resnet50": lambda: ResNet(resnet.Bottleneck, (3, 4, 6, 3)),
 }
 
-
 def build_backbone(name):
     """With random weights: .channels, 4 ints; (B, 3, H, W) -> 4 maps at strides 4, 8, 16, 32."""
     if name not in BACKBONES:
         raise UserError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
     return BACKBONES[name]()
 
-
 def load_pretrained(backbone, name, source):
     """Fill a backbone from "imagenet" (torchvision's ResNet) or a file, where the weights may lie
-    under "state_dict" or "model" and behind a prefix; of several the shortest -> the prefix."""
+    under "state_dict" or "model" and behind a prefix -> the prefix that fills most."""
     if source != "imagenet":
         state = load_weights(source)
         for key in ("state_dict", "model"):
@@ -577,15 +549,17 @@ def load_pretrained(backbone, name, source):
             state = weights.get_state_dict(check_hash=True)
     else:
         raise UserError("--pretrained imagenet is for ResNet; README.md tells how to get HRNet's")
-    first = [str(key) for key in state if str(key).endswith("conv1.weight")]
-    prefix = min(first, key=len, default="").removesuffix("conv1.weight")
     own = {key: value.shape for key, value in backbone.state_dict().items() if value.ndim}
-    lacking = [key for key in own if getattr(state.get(prefix + key), "shape", None) != own[key]]
-    if lacking:
-        raise UserError(f"{source} does not fill {len(lacking)} arrays of {name}, as {lacking[0]}")
+    lacking = {}  # prefix -> arrays that it does not fill
+    for first in sorted({"conv1.weight", *(k for k in map(str, state) if k.endswith("conv1.weight"))}):
+        prefix = first.removesuffix("conv1.weight")
+        lacking[prefix] = [k for k in own if getattr(state.get(prefix + k), "shape", 0) != own[k]]
+    prefix = min(lacking, key=lambda prefix: len(lacking[prefix]))
+    if lacking[prefix]:
+        raise UserError(f"{source} does not fill {len(lacking[prefix])} of {len(own)} arrays of "
+                        f"{name}, as {lacking[prefix][0]}")
     backbone.load_state_dict({key: state[prefix + key] for key in own}, strict=False)
     return prefix
-
 
 # ---------------------------------------------------------------------------------------- 7. model
 class MultiTaskNet(nn.Module):
@@ -620,14 +594,12 @@ class MultiTaskNet(nn.Module):
     def forward(self, x):  # (B, 3, H, W) -> task -> (B, K, H, W)
         return self.predict(self.features(x), x.shape[2:])
 
-
 def postprocess(task, prediction):
     """(B, K, H, W) of the network -> depth (B, 1, H, W), unit normals (B, 3, H, W), probability or
     class labels (B, H, W)."""
     if task in ("depth", "normal"):
         return prediction.clamp(min=0) if task == "depth" else F.normalize(prediction, dim=1)
     return prediction.sigmoid().squeeze(1) if TASKS[task].channels == 1 else prediction.argmax(1)
-
 
 class Objective(nn.Module):
     """Network, losses and regulariser in one forward pass, as DistributedDataParallel needs."""
@@ -646,11 +618,9 @@ class Objective(nn.Module):
                   for task, p in predictions.items()}
         return losses | contrast
 
-
 # ----------------------------------------------------------------------------------- 8. evaluation
 def rank_and_world():
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
 
 @torch.inference_mode()
 def evaluate(net, dataset, device, workers=0, amp=False):
@@ -673,7 +643,7 @@ def evaluate(net, dataset, device, workers=0, amp=False):
         if index in (images[0], images[len(images) // 2], images[-1]):
             picture = batch["image"][0].permute(1, 2, 0).numpy()
             truth = {task: batch[task][0].numpy() for task in meters}
-            guess = {task: as_file_label(predictions[task][0]) for task in meters}
+            guess = {task: pictures.as_label(predictions[task][0].cpu().numpy()) for task in meters}
             samples.append((f"{dataset.split} {index}", picture, truth, guess))
         if rank == 0 and (index % 100 == 0 or index == images[-1]):
             print(f"evaluation {index + 1}/{len(dataset)} images", flush=True)
@@ -684,20 +654,10 @@ def evaluate(net, dataset, device, workers=0, amp=False):
         metrics[task] = {TASKS[task].metric: None if math.isnan(value) else value}  # nan: no label
     return metrics, samples
 
-
 def check_finite(task, prediction, picture):
     """Neither a figure nor a picture may be made of nan or infinity."""
     if not prediction.isfinite().all():
         raise UserError(f"the {task} prediction of {picture} is not finite: the weights are ruined")
-
-
-def as_file_label(prediction):
-    """One postprocessed prediction without its batch dimension -> numpy array as in a data file."""
-    array = prediction.cpu().numpy()
-    if array.ndim == 3:  # depth, normals
-        return array[0] if len(array) == 1 else array.transpose(1, 2, 0)
-    return array.astype(np.uint8) if array.dtype == np.int64 else array
-
 
 def report(net, config, out, device, workers):
     """Evaluate on the val split -> preview.png, config.json, metrics.json and the closing table."""
@@ -707,7 +667,9 @@ def report(net, config, out, device, workers):
         return
     with replacing(out / "preview.png") as part:
         pictures.preview(samples, dataset.classes).save(part, "PNG")
-    save_json(out, config=config, metrics=metrics)
+    for name, content in (("config.json", config), ("metrics.json", metrics)):
+        with replacing(out / name) as part:
+            part.write_text(json.dumps(content, indent=1))
     print(f"\nval split of {config['data']}, {len(dataset)} images:")
     for task, figures in metrics.items():
         [(name, value)], row = figures.items(), TASKS[task]
@@ -715,7 +677,6 @@ def report(net, config, out, device, workers):
         better = "higher" if row.higher_is_better else "lower"
         print(f"  {task:9}{name:5}{value:>7} {row.unit:4}{better} is better")
     print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
-
 
 # ------------------------------------------------------------------------------------- 9. training
 @contextmanager
@@ -730,7 +691,6 @@ def replacing(path):
         finally:
             part.unlink(missing_ok=True)
 
-
 def load_weights(path, *keys):
     """A file of torch.save -> its dictionary, which must have `keys`; no code in it is run."""
     with blaming(f"{path} cannot be loaded", Exception):  # broken files fail in many ways
@@ -740,7 +700,6 @@ def load_weights(path, *keys):
         if not isinstance(content, dict) or not set(keys) <= content.keys():
             raise ValueError(f"it has no {' and '.join(keys) or 'weights'}")
         return content
-
 
 def set_up(args, config, device, contrast=CrossTaskContrast):
     """Everything that a run begins with -> Objective, optimiser, schedule."""
@@ -757,13 +716,6 @@ def set_up(args, config, device, contrast=CrossTaskContrast):
     optimiser = torch.optim.SGD(objective.parameters(), args.lr, momentum=0.9, weight_decay=5e-4)
     return objective, optimiser, torch.optim.lr_scheduler.PolynomialLR(optimiser, args.iters, 0.9)
 
-
-def save_json(out, **contents):
-    for name, content in contents.items():
-        with replacing(out / f"{name}.json") as part:
-            part.write_text(json.dumps(content, indent=1))
-
-
 def save(out, config, log, parts):
     """log.csv, and last.pt: enough, as every random draw follows from the seed and the iteration."""
     state = {"config": config, "iteration": log[-1]["iteration"], "log": log}
@@ -771,7 +723,6 @@ def save(out, config, log, parts):
         torch.save(state | {name: part.state_dict() for name, part in parts.items()}, file)
     with replacing(out / "log.csv") as part, part.open("w", newline="") as file:
         csv.writer(file).writerows([log[-1].keys(), *(row.values() for row in log)])
-
 
 def resume(out, config, parts):
     """Load out/last.pt into everything that trains -> its iteration, the rows of log.csv."""
@@ -783,7 +734,6 @@ def resume(out, config, parts):
     for name, part in parts.items():
         part.load_state_dict(saved[name])
     return saved["iteration"], saved.get("log", [])
-
 
 @contextmanager
 def alone_in(folder):
@@ -798,7 +748,6 @@ def alone_in(folder):
                 fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
 
-
 @contextmanager
 def signals_noted():  # within it Ctrl-C and SIGTERM only fill the list that it yields
     received = []
@@ -808,19 +757,16 @@ def signals_noted():  # within it Ctrl-C and SIGTERM only fill the list that it 
             stack.callback(signal.signal, number, before)
         yield received
 
-
 def no_signals(_):
     """In a loader's process: Ctrl-C or SIGTERM to the whole group is the main process's matter."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
 
 def in_any_process(flag):  # whether the flag is set in any process, so that all of them do the same
     if dist.is_initialized():
         flag = torch.tensor(float(bool(flag)))  # on the CPU: nobody waits for a GPU
         dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
-
 
 @torch.inference_mode()
 def is_sound(objective, images):
@@ -830,6 +776,12 @@ def is_sound(objective, images):
     objective.train()
     return all(tensor.isfinite().all() for tensor in tensors)
 
+def training_batches(args, config, device, start):  # from an iteration on, this process's share
+    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
+    keys, (rank, world) = endless_keys(len(dataset), args.seed, start * args.batch_size), rank_and_world()
+    return DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
+                      sampler=itertools.islice(keys, rank, None, world), worker_init_fn=no_signals,
+                      pin_memory=device.type == "cuda")
 
 def train(args, config, device, contrast=CrossTaskContrast):
     """The main loop; leaves last.pt and log.csv in the run folder -> the trained network."""
@@ -842,21 +794,18 @@ def train(args, config, device, contrast=CrossTaskContrast):
     elif rank == 0:  # an older run's would pass for this one's
         for name in ("log.csv", "metrics.json", "preview.png"):
             (out / name).unlink(missing_ok=True)
-        save_json(out, config=config)
+        with replacing(out / "config.json") as part:
+            part.write_text(json.dumps(config, indent=1))
     if args.compile:
         objective.net.features = torch.compile(objective.net.features)
     parallel = objective if world == 1 else nn.parallel.DistributedDataParallel(
         objective, find_unused_parameters=bool(args.contrast))  # projectors that are not drawn
-    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
-    keys = endless_keys(len(dataset), args.seed, start * args.batch_size)
-    loader = DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
-                        sampler=itertools.islice(keys, rank, None, world),  # this process's share
-                        worker_init_fn=no_signals, pin_memory=device.type == "cuda")
     weights = {task: TASKS[task].weight for task in config["tasks"]} | {"contrast": args.contrast}
     pending, begun, spoken = [], time.monotonic(), 0
     objective.train()
+    batches = training_batches(args, config, device, start)
     with signals_noted() as signals:
-        for iteration, batch in zip(range(start + 1, args.iters + 1), loader):
+        for iteration, batch in zip(range(start + 1, args.iters + 1), batches):
             torch.manual_seed(args.seed * 2**32 + iteration)  # the regulariser's draws
             images, labels = to_device(batch, device)
             with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
@@ -877,8 +826,8 @@ def train(args, config, device, contrast=CrossTaskContrast):
             means, pending = torch.stack(pending).mean(0).tolist(), []  # here a GPU is waited for
             ruined = [name for name, mean in zip(losses, means) if not math.isfinite(mean)]
             if in_any_process(ruined or saving and not is_sound(objective, images)):
-                what = " ".join(ruined[:3]) or "the network"
-                raise UserError(f"{what} not finite at iteration {iteration}; take a smaller --lr")
+                raise UserError(f"{' '.join(ruined[:3]) or 'the network'} not finite at iteration "
+                                f"{iteration}; begin again with a smaller --lr")
             now, seconds = time.monotonic(), (time.monotonic() - begun) / (iteration - start)
             row = {**dict(zip(losses, means)), "lr": rate, "images_per_s": args.batch_size / seconds}
             row = {name: f"{value:.4g}" for name, value in row.items()}
@@ -890,15 +839,14 @@ def train(args, config, device, contrast=CrossTaskContrast):
             if rank == 0 and saving:
                 save(out, config, log, parts)
             if stopping:
-                raise UserError(f"stopped; {out} holds iteration {iteration}, --resume goes on")
+                raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, --resume "
+                                "goes on from there")
     return objective.net
-
 
 # -------------------------------------------------------------------------------- 10. command line
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message}; see --help")
-
 
 def build_parser():  # the command line of mtcd.py; what only a protocol can fill in stays None
     parser, cuda = Parser(description=__doc__.split("\n\n")[0]), torch.cuda.is_available()
@@ -908,7 +856,8 @@ def build_parser():  # the command line of mtcd.py; what only a protocol can fil
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
     add("--backbone", choices=BACKBONES, help="shared encoder (default: the protocol's)")
     add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights of the encoder")
-    add("--contrast", type=float, metavar="LAMBDA", default=1.0, help="weight (default: 1; 0: baseline)")
+    add("--contrast", type=float, metavar="LAMBDA", default=1.0, 
+        help="weight of the regulariser (default: 1); 0 is the multi-task baseline")
     add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
     add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
     add("--lr", type=float, help="learning rate at the start (default: the protocol's)")
@@ -923,7 +872,6 @@ def build_parser():  # the command line of mtcd.py; what only a protocol can fil
     add("--checkpoint", metavar="FILE", help="last.pt of a run, for --eval")
     return parser
 
-
 def run_config(args):
     """Check the arguments and fill them in from the protocol -> all that describes the run."""
     protocol, world = PROTOCOLS[args.dataset], rank_and_world()[1]
@@ -932,9 +880,9 @@ def run_config(args):
             setattr(args, name, getattr(protocol, name))
     least = {"contrast": 0, "iters": 1, "batch_size": 1, "lr": 0, "workers": 0, "seed": 0}
     for name, low in least.items():
-        high = 2**31 if name == "seed" else math.inf
-        if not low <= getattr(args, name) < high:
-            raise UserError(f"--{name.replace('_', '-')} must be from {low} to below {high}")
+        if not low <= getattr(args, name) < (2**31 if name == "seed" else math.inf):
+            raise UserError(f"--{name.replace('_', '-')} must be {low} or more, and finite (a seed: "
+                            "below 2147483648)")
     tasks = [task for task in protocol.tasks if task in args.tasks]
     if set(args.tasks) - set(tasks):
         raise UserError(f"{args.dataset} has labels of {' '.join(protocol.tasks)} alone")
@@ -954,7 +902,6 @@ def run_config(args):
             "channels": {task: TASKS[task].channels or len(dataset.classes[task]) for task in tasks},
             "size": list(map(int, dataset.shape)), **{name: getattr(args, name) for name in kept}}
 
-
 def find_data(name, path, make=False):
     """The data file of a data set; `make` a missing toy file on the spot."""
     path = Path(path or f"data/{name}.h5")
@@ -965,18 +912,17 @@ def find_data(name, path, make=False):
             data_prep.make_toy(path)
     in_any_process(False)  # the others wait for the first
     if not path.exists():
-        raise UserError(f"{path} is not there; python data_prep.py --help tells how to make it")
+        raise UserError(f"{path} is not there; make it: python data_prep.py {name} --out {path}")
     return path
-
 
 def run_training(args, device, contrast=CrossTaskContrast):  # train, evaluate, report
     config, out = run_config(args), Path(args.out)
     with alone_in(out), blaming("stopped, --resume goes on from what is saved", RuntimeError):
         if rank_and_world()[0] == 0:
-            print(f"{out}: {' '.join(config['tasks'])}; {args.iters} iterations on {device}")
+            print(f"{out}: {' '.join(config['tasks'])}; {args.backbone}; lambda {args.contrast:g}; "
+                  f"{args.iters} iterations of {args.batch_size} on {device}", flush=True)
         net = train(args, config, device, contrast)
         report(net, config, out, device, args.workers)
-
 
 def load_network(path, device):
     """last.pt of a run -> its network, its config, the regulariser's state ({} without)."""
@@ -988,7 +934,6 @@ def load_network(path, device):
         if checkpoint["iteration"] < config["iters"]:
             config["iteration"] = checkpoint["iteration"]  # of an unfinished run
     return net.to(device, memory_format=torch.channels_last), config, checkpoint["contrast"]
-
 
 def run_evaluation(args, device):
     """Figures of a checkpoint; other than of the finished run's own data in a folder of their own."""
@@ -1011,7 +956,6 @@ def run_evaluation(args, device):
         raise UserError(f"{out} holds another run; choose another --out")
     report(net, config, out, device, args.workers)
 
-
 def start_device(name):
     """The device by its name; under torchrun this process's own, with the processes connected."""
     distributed = "RANK" in os.environ
@@ -1028,7 +972,6 @@ def start_device(name):
     torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
     return device
 
-
 def exit_status(program, job):
     """Run a program's job -> 0; 2 after bad use or input, which one line on stderr explains."""
     for stream in (sys.stdout, sys.stderr):
@@ -1044,13 +987,11 @@ def exit_status(program, job):
         if dist.is_initialized():
             dist.destroy_process_group()
 
-
 def main(argv=None):
     def job():
         args = build_parser().parse_args(argv)
         (run_evaluation if args.eval else run_training)(args, start_device(args.device))
     return exit_status("mtcd.py", job)
-
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -28,14 +28,12 @@ def read_runs(folders):
     """Run folders -> {row: {seed: {task: value}}}, value None where nothing could be measured."""
     rows, labels = {}, {}
     for folder in map(Path, folders):
-        try:
+        with mtcd.blaming(f"{folder} is no finished run", OSError, ValueError, KeyError, TypeError):
             config = json.loads((folder / "config.json").read_text())
             metrics = json.loads((folder / "metrics.json").read_text())
             seed, tasks = config.pop("seed"), config["tasks"]
             values = {task: metrics[task][mtcd.TASKS[task].metric] for task in tasks}
             values = {task: None if v is None else float(v) for task, v in values.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            raise mtcd.UserError(f"{folder} is no finished run: {mtcd.plain(error)}") from error
         single = len(tasks) == 1
         for name in ("channels", "classes", *["tasks", "contrast"] * single):
             config.pop(name, None)

@@ -180,6 +180,14 @@ def task_caption(task, span=None):
     return f"{task}, {span[0]:.1f} (dark) to {span[1]:.1f} m" if span else task
 
 
+def as_label(prediction):
+    """A postprocessed prediction, (1, H, W), (3, H, W) or (H, W) -> laid out as in a data file."""
+    if prediction.ndim == 3:  # depth, normals
+        return prediction[0] if len(prediction) == 1 else prediction.transpose(1, 2, 0)
+    whole = np.issubdtype(prediction.dtype, np.integer)
+    return prediction.astype(np.uint8) if whole else prediction
+
+
 def preview(samples, classes, width=240):
     """What a data file and a network say of some images -> PIL picture.
 

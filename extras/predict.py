@@ -75,9 +75,10 @@ def resized(task, prediction, size):
     method = "bilinear" if result.is_floating_point() else "nearest-exact"
     flat = result.ndim == 3  # (1, h, w)
     maps = F.interpolate((result[:, None] if flat else result).float(), size, mode=method)
+    maps = maps.to(result.dtype)
     if task == "normal":
         maps /= maps.norm(dim=1, keepdim=True).clamp_(min=1e-12)
-    return mtcd.as_file_label(maps[0, 0] if flat else maps[0])
+    return pictures.as_label((maps[0, 0] if flat else maps[0]).numpy())
 
 
 def draw(picture, predictions, classes, width=320):

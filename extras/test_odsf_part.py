@@ -18,7 +18,6 @@ from scipy.optimize import linear_sum_assignment
 from extras import odsf
 from extras.odsf import (
     THRESHOLDS,
-    Counter,
     count_boundaries,
     f_scores,
     match_boundaries,
@@ -222,23 +221,6 @@ def test_ignored_pixels_and_padding():
     assert score(line(30, 55), label)[0] == 100
 
 
-def test_workers_do_not_change_the_counts():
-    pairs = [scene(seed, 60 + 9 * seed, 120) for seed in range(7)]
-    expected = [count_boundaries(*pair, 0.02) for pair in pairs]
-    for workers in (0, 1, 3):
-        with contextlib.closing(Counter(0.02, workers)) as counter:
-            assert counter.counts().shape == (0, 3, 101)
-            for probability, label in pairs:
-                mine = probability.copy()
-                counter.add(mine, label)
-                mine[:] = 0.5  # the caller's array is its own again
-                assert len(counter.in_flight) <= 2 * workers
-            assert counter.counts().dtype == np.int64 and np.array_equal(counter.counts(), expected)
-    with contextlib.closing(Counter(0.02, 1)) as counter, pytest.raises(ValueError, match="sigmoid"):
-        counter.add(pairs[0][0] * np.nan, pairs[0][1])
-        counter.counts()
-
-
 # the tool
 def save(path, array):
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -267,7 +249,7 @@ def test_tool_equals_an_independent_reference(tmp_path, capsys):
     pairs += [(a, b) for a in odd for b in odd] + [(np.ones((1, 1)), np.ones((1, 1)))]
     expected = [reference(*pair, 0.02) for pair in pairs]
     for name, chosen in {"scenes": slice(5), "odd": slice(5, None), "all": slice(None)}.items():
-        arguments = [*pictures(tmp_path / name, pairs[chosen]), "--json", str(tmp_path / "f.json"), "--workers", "0"]
+        arguments = [*pictures(tmp_path / name, pairs[chosen]), "--json", str(tmp_path / "f.json"), "--workers", "1"]
         assert odsf.main(arguments) == 0
         figures, counts = json.loads((tmp_path / "f.json").read_text()), expected[chosen]
         f = [f_measure(*column) for column in np.sum(counts, axis=0).T]
@@ -299,7 +281,7 @@ def test_area_under_the_curve():
 
 def test_ignore_pictures_mask(tmp_path):
     label = line(30)
-    arguments = [*pictures(tmp_path, [(line(30, 55), label)]), "--json", str(tmp_path / "f.json"), "--workers", "0"]
+    arguments = [*pictures(tmp_path, [(line(30, 55), label)]), "--json", str(tmp_path / "f.json"), "--workers", "1"]
     mask = np.zeros(label.shape, np.uint8)
     mask[:, 45:70] = 7
     save(tmp_path / "i/0.png", mask)
