@@ -1,11 +1,16 @@
 # SPDX-License-Identifier: MIT
-"""Tests of mtcd.py and data_prep.py against what does not depend on them; all data is made here."""
+"""Tests of mtcd.py against what does not depend on it; all data is made here (data_prep.py: extras/test_data.py)."""
+import colorsys
+import contextlib
+import functools
+import io
 import itertools
 import json
 import math
 import os
 import random
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,16 +25,17 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
+from scipy import stats
+from scipy.spatial.transform import Rotation
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
-from torchvision.transforms import v2
 
 import data_prep
 import mtcd
+from extras import compare
 
 torch.set_num_threads(1)  # the networks here are tiny: threads would only wait for one another
-ENV = {**os.environ, "OMP_NUM_THREADS": "1"}
 TASKS = {"semseg": "mIoU", "parsing": "mIoU", "saliency": "maxF", "depth": "RMSE",
          "normal": "mErr", "boundary": "odsF"}
 CLASSES = {"semseg": 21, "parsing": 7, "saliency": 2, "boundary": 2}
@@ -75,7 +81,6 @@ def toy_file(tmp_path_factory):
     return path
 
 
-
 # ------------------------------------------------------------------------------- CrossTaskContrast
 def labels_of(task, shape):
     """Random labels (B, H, W) or (B, K, H, W), none ignored; pairs are positive, negative, neither."""
@@ -110,8 +115,7 @@ def at_centre(label, pixel, shape):
 def pair(source, shape=(2, 6, 7, 9), **choices):
     """A float64 regulariser of one target and one source, what it samples and which triplets it
     draws (lists that fill at every call), the target's features, the source's labels."""
-    contrast = mtcd.CrossTaskContrast(
-        ["albedo", source], shape[1], **{"samples": 50, "dim": 5, **choices},
+    contrast = mtcd.CrossTaskContrast(["albedo", source], shape[1], **{"samples": 50, "dim": 5, **choices},
         criteria={"albedo": mtcd.CRITERIA["semseg"]}).double()
     sampled, drawn, sample, triplets = [], [], contrast.sample, contrast.triplets
     contrast.sample = lambda *a: sampled.append(sample(*a)) or sampled[-1]
@@ -183,14 +187,11 @@ def test_loss_of_two_clusters_is_the_margin_minus_their_distance(angle):
     assert contrast.share_of_chance.item() == pytest.approx(expected, abs=1e-5)
 
 
-NOTHING = {
-    "one class": ("semseg", torch.full((2, 6, 6), 3)),
+NOTHING = {"one class": ("semseg", torch.full((2, 6, 6), 3)),
     "each class once": ("semseg", torch.arange(36).view(1, 6, 6)),
-    "all ignored": ("semseg", torch.full((2, 6, 6), 255)),
-    "no depth": ("depth", torch.zeros(2, 1, 6, 6)),
+    "all ignored": ("semseg", torch.full((2, 6, 6), 255)), "no depth": ("depth", torch.zeros(2, 1, 6, 6)),
     "nan and infinity": ("depth", torch.tensor([math.nan, math.inf, -math.inf]).repeat(2, 24).view(2, 1, 6, 12)),
-    "no normals": ("normal", torch.zeros(2, 3, 6, 6)),
-    "one depth": ("depth", torch.full((2, 1, 6, 6), 2.0)),
+    "no normals": ("normal", torch.zeros(2, 3, 6, 6)), "one depth": ("depth", torch.full((2, 1, 6, 6), 2.0)),
     "neither near nor far": ("depth", torch.tensor([1.0, 1.1]).view(1, 1, 1, 2)),
     "one pixel": ("semseg", torch.zeros(1, 1, 1).long()),
     "one valid pixel": ("semseg", torch.tensor([[[1, 255], [255, 255]]])),
@@ -227,8 +228,7 @@ def test_sources_are_drawn_before_all_else_so_processes_with_other_images_agree(
     tasks, drawn = ["semseg", "depth", "normal", "boundary"], []
     contrast = mtcd.CrossTaskContrast(tasks, 8)
     original = contrast.pair_loss
-    contrast.pair_loss = lambda target, source, *maps: drawn[-1].append(source) or original(
-        target, source, *maps)
+    contrast.pair_loss = lambda target, source, *maps: drawn[-1].append(source) or original(target, source, *maps)
     for seed, size in itertools.product(range(20), (3, 6)):  # other sizes take other draws
         drawn.append([])
         labels = {task: labels_of(task, (1, size, size)) for task in tasks}
@@ -323,10 +323,10 @@ def test_only_the_sample_of_a_map_of_any_size_is_projected_and_rare_classes_are_
         lambda module, x, y: shapes.append(x[0].shape))
     original = contrast.sample
     contrast.sample = lambda *a: seen.append(original(*a)) or seen[-1]
-    labels = {"boundary": (torch.rand(2, size, size) < 0.03).long()}
-    labels["depth"] = torch.where(labels["boundary"].bool(), 1.0, 5.0)[:, None]
     number = torch.arange(float(count)).view(2, 1, size, size).expand(2, 4, size, size)
     for _ in range(20):
+        labels = {"boundary": (torch.rand(2, size, size) < 0.03).long()}
+        labels["depth"] = torch.where(labels["boundary"].bool(), 1.0, 5.0)[:, None]
         contrast({"depth": number, "boundary": number}, labels)
     assert set(shapes) == {(min(100, count), 4)}
     if size > 4:
@@ -490,52 +490,78 @@ def test_floors_and_ceilings_of_augmented_rooms_stay_planes(toy_file):
     assert planes > 15
 
 
-def test_crop_avoids_three_quarters_of_one_class_where_it_can(tmp_path):
+@pytest.mark.parametrize("tasks", [["semseg", "saliency"], ["saliency"]])
+def test_crops_avoid_three_quarters_of_one_class_and_being_unlabelled_whatever_tasks_are_trained(tmp_path, tasks):
     image, column = np.zeros((64, 96, 3)), np.broadcast_to(np.arange(96), (64, 96))
-    samples = [{"image": image, "semseg": (column > 66) + 0}, {"image": image, "semseg": 0 * column}]
+    labels = (column > 66) + 0, 0 * column, np.where(column < 60, 255, column % 7)
+    samples = [{"image": image, "semseg": label, "saliency": label} for label in labels]
     path = write_file(tmp_path / "x.h5", "nyud", (64, 96), {"train": samples})
-    dataset, shares = mtcd.DenseTasks(path, "train", ["semseg"], augment=True), []
-    for key in range(0, 600, 2):
-        label = dataset[key]["semseg"].numpy()
+    dataset, shares, unlabelled = mtcd.DenseTasks(path, "train", tasks, augment=True), [], 0
+    for key in range(0, 900, 3):
+        label = dataset[key]["saliency"].numpy()
         shares.append(np.bincount(label[label != 255]).max() / (label != 255).sum())
+        unlabelled += (dataset[key + 2]["saliency"] == 255).all().item()
     assert np.mean(np.array(shares) > 0.77) < 0.06  # without the rule 0.4
-    assert (dataset[1]["semseg"] == 0).any()  # one class only: no way out, and no endless search
+    assert unlabelled < 6  # without it a tenth
+    assert (dataset[1]["saliency"] == 0).any()  # one class only: no way out, and no endless search
 
 
-@pytest.mark.parametrize("which, amount, oracle", [
-    (0, 0.1, lambda image: v2.functional.adjust_brightness(image, 1.1)),
-    (1, -0.4, lambda image: v2.functional.adjust_contrast(image, 0.6)),
-    (2, 0.4, lambda image: v2.functional.adjust_saturation(image, 1.4)),
-    (3, 2 * math.pi / 3, lambda image: v2.functional.adjust_hue(image, 1 / 3)),  # a third of a turn swaps the channels
-    (3, -2 * math.pi / 3, lambda image: v2.functional.adjust_hue(image, -1 / 3)),
-])
-def test_each_photometric_change_equals_torchvisions(which, amount, oracle):
-    class Draws:
-        """A random generator that switches on one change alone."""
-        calls = -1
+def test_a_crop_without_any_part_of_a_person_is_ignored_as_a_whole(tmp_path):
+    row, column = np.mgrid[:64, :96]
+    person = np.where((row - 8) ** 2 + (column - 10) ** 2 < 64, 3, 0)
+    sample = {"image": np.zeros((64, 96, 3)), "semseg": row // 8, "saliency": np.minimum(person, 1), "parsing": person}
+    path = write_file(tmp_path / "x.h5", "pascal", (64, 96), {"train": [sample], "val": [sample]})
+    dataset, empty = mtcd.DenseTasks(path, "train", ["saliency", "parsing"], augment=True), 0
+    for key in range(200):
+        parsing, visible = (dataset[key][task].numpy() for task in ("parsing", "saliency"))
+        if (visible == 1).any():
+            assert np.array_equal(parsing, np.where(visible == 1, 3, visible))
+        else:
+            empty += 1
+            assert (parsing == 255).all()
+    assert 10 < empty < 100
 
-        def uniform(self, low, high):
-            self.calls += 1
-            assert low == -high
-            return amount
 
-        def random(self):
-            return 0.4 if self.calls == which else 0.6
-
-    image = torch.randint(60, 180, (3, 20, 30), dtype=torch.uint8)
-    image[:, :3] = 100  # grey
-    changed = mtcd.distort(image, Draws())
-    assert changed.dtype == torch.uint8 and (changed.int() - oracle(image).int()).abs().max() <= 1
-    assert which == 0 or (changed[0, :3] == changed[1, :3]).all() and (which == 1 or (changed[:, :3] == 100).all())
+def test_photometric_distortion_is_the_protocols_in_2000_draws():
+    """Two greys tell brightness and contrast; without these, colours must be colorsys' change of saturation (the value
+    is kept), then scipy's turn about the grey axis, drawn as often and as far as in mmsegmentation."""
+    picture = np.array([(40,) * 3, (120,) * 3, (200, 100, 100), (90, 150, 120), (100, 100, 140)])
+    image, rng = torch.from_numpy(picture.T[:, None].astype(np.uint8)), np.random.default_rng(0)
+    drawn = torch.stack([mtcd.distort(image, rng) for _ in range(2000)])[:, :, 0].mT.double().numpy()  # (2000, 5, 3)
+    assert np.ptp(drawn[:, :2], axis=2).max() == 0  # grey stays grey
+    low, high = drawn[:, :2, 0].T
+    contrast = (high - low) / 80
+    brightness = low / contrast - 40
+    as_it_was = abs(contrast - 1) < 0.013
+    assert 0.46 < as_it_was.mean() < 0.56 and 0.46 < (abs(brightness[as_it_was]) < 0.1).mean() < 0.56
+    assert stats.kstest(contrast[~as_it_was], "uniform", (0.5, 1)).statistic < 0.06
+    moved = as_it_was & (abs(brightness) > 0.1)
+    assert stats.kstest(brightness[moved], "uniform", (-32, 64)).statistic < 0.08  # 5 % level 0.06, and rounding
+    means = drawn[:, :2].mean((1, 2))  # contrast times (80 + brightness), two independent mixtures
+    assert means.std() == pytest.approx(math.sqrt(64**2 / 24 * 25 / 24 + 80**2 / 24), rel=0.06)
+    colours = drawn[as_it_was & (abs(brightness) < 0.1), 2:]
+    assert 400 < len(colours) < 600
+    chroma = (colours[:, 0] - colours[:, 0].mean(1, keepdims=True)) @ np.array([(2, -1, -1), (0, 3**0.5, -(3**0.5))]).T
+    angle, factor = np.degrees(np.arctan2(*chroma.T[::-1])), np.hypot(*chroma.T) / 200
+    assert -36.5 < angle.min() < -34 and 32 < angle.max() < 34.5
+    assert 0.46 < (abs(angle) < 0.5).mean() < 0.58 and 0.45 < (abs(factor - 1) < 0.01).mean() < 0.58
+    assert stats.kstest(angle[abs(angle) > 0.5], "uniform", (-37, 72)).statistic < 0.1
+    assert stats.kstest(factor[abs(factor - 1) > 0.01], "uniform", (0.5, 1)).statistic < 0.1
+    for found, turn, times in zip(colours, angle, factor):
+        hsv = [colorsys.rgb_to_hsv(*(colour / 255)) for colour in picture[2:]]
+        saturated = [np.multiply(colorsys.hsv_to_rgb(h, s * times, v), 255) for h, s, v in hsv]
+        turned = Rotation.from_rotvec(np.full(3, math.radians(turn) / 3**0.5)).apply(saturated)
+        assert abs(found - turned).max() < 2  # 8 bits
 
 
 def test_photometric_distortion_leaves_one_in_sixteen_and_clips():
     rng, image = np.random.default_rng(0), torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    image[:, 0], image[:, 1] = 255, 0
     changed = torch.stack([mtcd.distort(image, rng) for _ in range(800)])
-    same = (changed == image).flatten(1).all(1)
-    assert 30 <= same.sum() <= 75  # 50 expected, standard deviation 7
-    bright = image.float() > 250
-    assert (changed[:, bright] > 180).float().mean() > 0.8  # clipped at 255, not wrapped around to dark
+    assert 30 <= (changed == image).flatten(1).all(1).sum() <= 75  # 50 expected, standard deviation 7
+    white, black = changed[:, :, 0].int(), changed[:, :, 1].int()  # clipped, not wrapped around
+    assert white.min() >= 111 and 0.55 < (white == 255).float().mean() < 0.8
+    assert black.max() <= 48 and 0.7 < (black == 0).float().mean() < 0.8
 
 
 def test_augmentation_depends_on_seed_and_key_alone(toy_file):
@@ -670,7 +696,7 @@ def test_postprocess_gives_labels_metres_unit_vectors_and_probabilities():
 
 # ----------------------------------------------------------------------------------------------------------- metrics
 def check_metric(metric, expected, batches, rel=1e-5):
-    """The expected value, and exactly the same whatever the order and the batches."""
+    """The expected value, and the same whatever the order and the batches."""
     values = []
     for order in (batches, batches[::-1], [(p[i : i + 1], y[i : i + 1]) for p, y in batches for i in range(len(p))]):
         m = metric()
@@ -678,13 +704,13 @@ def check_metric(metric, expected, batches, rel=1e-5):
             m.update(prediction, label)
         values.append(m.compute())
     assert values[0] == pytest.approx(expected, rel=rel, abs=1e-5, nan_ok=True) and type(values[0]) is float
-    assert len(set(values)) == 1 or math.isnan(expected)
+    assert values == pytest.approx(values[:1] * 3, rel=1e-9, nan_ok=True)
 
 
 def plain_miou(p, y):
     """Of 6 classes: 5 occurs nowhere and does not count, 4 is never predicted and does."""
-    pairs = [(set(np.flatnonzero(p == k)), set(np.flatnonzero(y == k))) for k in range(6)]
-    return np.mean([100 * len(a & b) / len(a | b) for a, b in pairs if a | b]) if len(y) else math.nan
+    score = pytest.importorskip("sklearn.metrics").jaccard_score
+    return 100 * score(y, p, average="macro") if len(y) else math.nan
 
 
 def probabilities(shape, low, high):
@@ -694,12 +720,8 @@ def probabilities(shape, low, high):
 
 
 def plain_max_f(p, y):
-    scores = []
-    for step in range(1, 20):
-        hit, predicted = np.sum((p > step / 20) & (y == 1)), np.sum(p > step / 20)
-        precision, recall = hit / max(predicted, 1), hit / max(np.sum(y == 1), 1)
-        scores.append(100 * 1.3 * precision * recall / max(0.3 * precision + recall, 1e-9))
-    return max(scores) if len(y) else math.nan
+    score = functools.partial(pytest.importorskip("sklearn.metrics").fbeta_score, beta=0.3**0.5, zero_division=0)
+    return 100 * max(score(y, p > step / 20) for step in range(1, 20)) if len(y) else math.nan
 
 
 @pytest.mark.parametrize("ignored", [0, 0.3, 1])
@@ -709,7 +731,7 @@ def plain_max_f(p, y):
     (mtcd.MaxF, plain_max_f, lambda shape: probabilities(shape, 20, 19)),  # best only beyond exactly 0.95
     (mtcd.RMSE, lambda p, y: np.sqrt(np.mean((np.maximum(p, 0) - y) ** 2)) if len(y) else math.nan,
      lambda shape: (3 * torch.randn(shape)[:, None], 1 + 5 * torch.rand(shape)[:, None]))])
-def test_miou_maxf_and_rmse_equal_plain_counting(metric, plain, draw, ignored):
+def test_miou_and_maxf_equal_scikit_learns_and_rmse_its_formula(metric, plain, draw, ignored):
     batches = [draw((size, 6, 7)) for size in (1, 3, 2)]
     void = 0 if batches[0][1].ndim == 4 else 255
     for _, label in batches:
@@ -728,11 +750,19 @@ def test_mean_angular_error_equals_the_angles_that_the_vectors_were_turned_by(an
     check_metric(mtcd.MeanAngularError, np.mean(np.resize(angles, 40)), batches, rel=1e-7)
 
 
-# ------------------------------------------------------------------------------------------------------ command line
+# ------------------------------------------------------------------------------------------------ training, evaluation
+def main(*arguments):
+    return mtcd.main(["--device", "cpu", *map(str, arguments)])
+
+
+def quick(data, out, *more):
+    """The arguments of a run of seconds."""
+    return ["--data", data, "--out", out, "--tasks", "depth", "--batch-size", 2, "--iters", 1, "--workers", 0, *more]
+
+
 def run(out, data, *arguments, tasks=TASKS, iters=1, batch=2):
-    """mtcd.main in this process; the run folder must be as INTERFACE.md says -> metrics.json, model in last.pt."""
-    assert mtcd.main([*map(str, ("--out", out, "--data", data, "--iters", iters, "--batch-size", batch, "--workers", 0,
-                                 "--device", "cpu", "--tasks", *tasks, *arguments))]) == 0
+    """A run in this process; its folder must be as INTERFACE.md says -> metrics.json, model in last.pt."""
+    assert main(*quick(data, out, "--iters", iters, "--batch-size", batch, "--tasks", *tasks, *arguments)) == 0
     assert {p.name for p in out.iterdir()} == {"config.json", "log.csv", "last.pt", "metrics.json", "preview.png"}
     metrics = json.loads((out / "metrics.json").read_text(), parse_constant=pytest.fail)  # NaN is not JSON
     assert sorted(metrics) == sorted(tasks) == sorted(json.loads((out / "config.json").read_text())["tasks"])
@@ -745,6 +775,17 @@ def run(out, data, *arguments, tasks=TASKS, iters=1, batch=2):
     return metrics, torch.load(out / "last.pt", weights_only=True)["model"]
 
 
+def files(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="session")
+def trained(toy_file, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    run(folder, toy_file)
+    return folder
+
+
 @pytest.mark.parametrize("arguments", [("--backbone", "hrnet18"), ("--backbone", "hrnet32"), ("--backbone", "hrnet48"),
                                        ("--backbone", "resnet18"), ("--backbone", "resnet50"), ("--contrast", 0)])
 def test_single_task_run_works_with_each_backbone_at_batch_size_one(toy_file, tmp_path, arguments):
@@ -755,15 +796,14 @@ def test_single_task_run_works_with_each_backbone_at_batch_size_one(toy_file, tm
 def test_reported_rmse_is_that_of_all_pixels_of_the_val_split_and_eval_repeats_it(toy_file, tmp_path):
     """Five val images, a batch of two: none may be missed or count twice."""
     metrics, model = run(tmp_path, toy_file, tasks=["depth"], iters=3)
-    net = mtcd.MultiTaskNet({"depth": 1}, "hrnet18s").eval()
+    net = mtcd.MultiTaskNet({"depth": 1}, "hrnet_tiny").eval()
     net.load_state_dict(model)
     with h5py.File(toy_file) as file, torch.inference_mode():
         image = (file["val/image"][:] / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
         prediction = net(torch.from_numpy(image).float().permute(0, 3, 1, 2))["depth"][:, 0].double().numpy()
         expected = np.sqrt(np.mean((np.maximum(prediction, 0) - file["val/depth"][:]) ** 2))
     assert metrics["depth"]["RMSE"] == pytest.approx(expected, rel=1e-4)
-    assert mtcd.main(["--eval", "--checkpoint", str(tmp_path / "last.pt"), "--device", "cpu", "--workers", "0",
-                      "--out", str(tmp_path / "again")]) == 0
+    assert main("--eval", "--checkpoint", tmp_path / "last.pt", "--workers", 0, "--out", tmp_path / "again") == 0
     assert json.loads((tmp_path / "again" / "metrics.json").read_text()) == metrics
 
 
@@ -780,7 +820,7 @@ def test_regulariser_changes_neither_start_nor_batches_and_leaves_nothing_behind
     for weight in "01":
         states.append(run(tmp_path / weight, toy_file, "--contrast", weight, "--lr", 1e-30, iters=3)[1])
         config = json.loads((tmp_path / weight / "config.json").read_text())
-        net = mtcd.MultiTaskNet(config["channels"], "hrnet18s").eval()
+        net = mtcd.MultiTaskNet(config["channels"], config["backbone"]).eval()
         net.load_state_dict(states[-1])  # no more and no fewer parameters
         with FlopCounterMode(display=False) as counter, torch.no_grad():
             outputs.append(torch.cat(list(net(x).values()), 1))
@@ -803,275 +843,86 @@ def test_benchmark_files_train_evaluate_and_write_a_run_folder(dataset, shape, s
     run(tmp_path / "run", data, "--dataset", dataset, tasks=tasks, iters=2)
 
 
-@pytest.mark.parametrize("arguments, told", [
-    (["--dataset", "nyud", "--data", "{tmp}/none.h5"], r"none\.h5.*python data_prep\.py nyud"),
-    (["--dataset", "pascal", "--data", "{toy}", "--iters", "1"], "toy.*pascal|pascal.*toy"),
-    (["--data", "{tmp}/text"], "text"), (["--seed", "-1"], "-1"), (["--iters", "0"], "iters"),
-    (["--dataset", "nyud", "--tasks", "parsing"], "parsing.*semseg depth normal boundary"),
-    (["--tasks", "colour"], "colour.*semseg"), (["--backbone", "vgg"], "vgg.*resnet18"), (["--eval"], "--checkpoint"),
-    (["--eval", "--checkpoint", "{tmp}/none.pt"], r"none\.pt"), (["--eval", "--checkpoint", "{tmp}/text"], "text"),
-    (["--eval", "--checkpoint", "{tmp}/empty.pt"], r"empty\.pt"),
-    (["--eval", "--checkpoint", "{tmp}/hollow.pt"], r"hollow\.pt"),
-    (["--pretrained", "{tmp}/empty.pt", "--data", "{toy}"], r"empty\.pt"), (["--seed", "99999999999"], "99999999999"),
-    (["--batch-size", "x"], "batch-size"), (["--lr", "-1"], "lr"), (["--device", "abacus"], "abacus")])
-def test_bad_use_ends_with_one_line_and_status_two(arguments, told, toy_file, tmp_path, capsys):
-    (tmp_path / "text").write_text("not a file of ours")
-    torch.save({"iteration": 3}, tmp_path / "empty.pt")
-    torch.save({"config": {}, "model": {}}, tmp_path / "hollow.pt")
-    arguments = [argument.format(tmp=tmp_path, toy=toy_file) for argument in arguments]
-    status = mtcd.main([*arguments, *([] if "--eval" in arguments else ["--out", str(tmp_path / "run")])])
-    error = capsys.readouterr().err
-    assert status == 2 and error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
+def test_time_left_follows_from_the_mean_speed_of_the_run(toy_file, tmp_path, capsys, monkeypatch):
+    clock, step = [0.0], torch.optim.SGD.step
+
+    def now():
+        clock[0] += 1e-3
+        return clock[0]
+    monkeypatch.setattr(mtcd.time, "monotonic", now)
+
+    def slow_and_fast_tens(self, *arguments):
+        clock[0] += 1 if len(seconds) // 10 % 2 else 60
+        seconds.append(clock[0])
+        return step(self, *arguments)
+    monkeypatch.setattr(torch.optim.SGD, "step", slow_and_fast_tens)
+    seconds = []
+    assert main(*quick(toy_file, tmp_path, "--iters", 60)) == 0
+    told = re.findall(r"^(\d+)/60 .* (\d+):(\d\d) left", capsys.readouterr().out, re.MULTILINE)
+    assert len(told) >= 5
+    for done, minutes, rest in ([int(number) for number in row] for row in told):
+        assert 60 * minutes + rest == pytest.approx(seconds[done - 1] / done * (60 - done), abs=1)
 
 
-@pytest.mark.parametrize("workers", ["0", "1"])
-@pytest.mark.parametrize("wrong, told", [("label", "semseg label of train image.*40 class names"),
-                                         ("names", "semseg_classes"), ("size", "batch-size")])
-def test_a_wrong_data_file_ends_with_one_line(wrong, told, workers, tmp_path, capsys):
-    rng, shape = np.random.default_rng(0), (32, 32) if wrong == "size" else (40, 64)
-    samples = [random_sample(rng, shape, mtcd.PROTOCOLS["nyud"].tasks) for _ in range(2)]
-    if wrong == "label":
-        for sample in samples:
-            sample["semseg"][20:, 20:] = 40
-    path = write_file(tmp_path / "x.h5", "nyud", shape, {"train": samples, "val": samples})
-    if wrong == "names":
-        with h5py.File(path, "r+") as file:
-            del file.attrs["semseg_classes"]
-    assert mtcd.main(["--device", "cpu", "--dataset", "nyud", "--data", str(path), "--batch-size", "1", "--iters", "1",
-                      "--workers", workers, "--out", str(tmp_path / "run")]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
-
-
-def test_metrics_equal_scikit_learn_on_random_data_with_ignored_pixels():
-    metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(5)
-    label, guess = rng.integers(0, 6, (3, 20, 30)), rng.integers(0, 6, (3, 20, 30))
-    label[rng.random(label.shape) < 0.2] = 255
-    valid, miou, rmse, maxf = label != 255, mtcd.MeanIoU(6), mtcd.RMSE(), mtcd.MaxF()
-    miou.update(torch.from_numpy(guess), torch.from_numpy(label))
-    assert miou.compute() == pytest.approx(
-        100 * metrics.jaccard_score(label[valid], guess[valid], average="macro"), abs=1e-9)
-    depth, far = rng.uniform(1, 9, (2, 1, 20, 30)), rng.uniform(-1, 9, (2, 1, 20, 30))
-    depth[rng.random(depth.shape) < 0.2] = 0
-    rmse.update(torch.from_numpy(far), torch.from_numpy(depth))
-    assert rmse.compute() == pytest.approx(
-        metrics.mean_squared_error(depth[depth > 0], far[depth > 0].clip(0)) ** 0.5, abs=1e-5)
-    salient = np.where(valid, label > 3, 255)
-    probability = (rng.random(label.shape) + 0.5 * (label > 3)) / 1.5
-    maxf.update(torch.from_numpy(probability), torch.from_numpy(salient))
-    assert maxf.compute() == pytest.approx(max(
-        100 * metrics.fbeta_score(salient[valid], probability[valid] > t / 20, beta=0.3**0.5) for t in range(1, 20)))
-
-
-# =====================================================================================================================
-
-def command_line(*arguments):
-    return [sys.executable, str(Path(mtcd.__file__)), "--device", "cpu", *map(str, arguments)]
-
-
-def join(rank, world, folder):
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
-
-
-def seeded_net(dataset):
-    torch.manual_seed(3)
-    channels = {task: mtcd.TASKS[task].channels or len(dataset.classes[task]) for task in dataset.tasks}
-    return mtcd.MultiTaskNet(channels, "resnet18")
-
-
-def gradients(rank, world, path, folder, augment):
-    """One backward pass on this process's share of a batch of 4, BatchNorm frozen; rank 0 saves the gradients."""
-    if world > 1:
-        join(rank, world, folder)
-    dataset = mtcd.DenseTasks(path, "train", mtcd.PROTOCOLS["toy"].tasks, augment)
-    objective = mtcd.Objective(seeded_net(dataset), None, 0.8).eval()
-    parallel = torch.nn.parallel.DistributedDataParallel(objective) if world > 1 else objective
-    images, labels = mtcd.to_device(torch.utils.data.default_collate([dataset[i] for i in range(rank, 4, world)]),
-                                    torch.device("cpu"))
-    sum(mtcd.TASKS[task].weight * loss for task, loss in parallel(images, labels).items()).backward()
-    if rank == 0:
-        torch.save({name: p.grad for name, p in objective.named_parameters()}, f"{folder}/gradients{world}.pt")
-    if world > 1:
-        dist.destroy_process_group()
-
-
-def test_gradients_of_two_processes_are_those_of_one_on_the_whole_batch(toy_file, tmp_path):
-    gradients(0, 1, toy_file, tmp_path, True)  # augmented: the shares have unequal numbers of valid pixels
-    mp.spawn(gradients, (2, toy_file, tmp_path, True), 2)
-    one, two = (torch.load(tmp_path / f"gradients{n}.pt") for n in (1, 2))
-    for name, gradient in one.items():
-        assert (two[name] - gradient).abs().max() <= 1e-5 * max(1, gradient.abs().max()), name  # float32
-
-
-def figures(rank, world, path, folder):
-    if world > 1:
-        join(rank, world, folder)
-    dataset = mtcd.DenseTasks(path, "val", mtcd.PROTOCOLS["toy"].tasks)
-    metrics = mtcd.evaluate(seeded_net(dataset), dataset, torch.device("cpu"))
-    if rank == 0:
-        (folder / f"figures{world}.json").write_text(json.dumps(metrics))
-    if world > 1:
-        dist.destroy_process_group()
-
-
-def test_figures_do_not_depend_on_the_number_of_processes(toy_file, tmp_path):
-    assert len(mtcd.DenseTasks(toy_file, "val", ["depth"])) % 2 and len(mtcd.DenseTasks(toy_file, "val", ["depth"])) % 3
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    figures(0, 1, toy_file, tmp_path)
-    torch.set_num_threads(threads)
-    for world in (2, 3):
-        mp.spawn(figures, (world, toy_file, tmp_path), world)
-        assert json.loads((tmp_path / f"figures{world}.json").read_text()) == \
-            json.loads((tmp_path / "figures1.json").read_text())
-
-
-def test_torchrun_trains_and_only_the_first_process_prints(toy_file, tmp_path):
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone",
-         *command_line("--data", toy_file, "--iters", 3, "--batch-size", 4, "--backbone", "resnet18",
-                  "--out", tmp_path / "r")[1:]],
-        check=False, capture_output=True, text=True, env=ENV)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("semseg mIoU") == 1 and (tmp_path / "r/metrics.json").exists()
-
-
-def test_a_signal_to_one_of_two_processes_stops_both_in_the_same_iteration(toy_file, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    processes = [subprocess.Popen(
-        command_line("--data", toy_file, "--iters", 600, "--batch-size", 4, "--backbone", "resnet18",
-                     "--tasks", "depth", "--out", tmp_path), stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True,
-        env={**ENV, "RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1",
-             "MASTER_PORT": port}) for rank in "01"]
-    while not (tmp_path / "log.csv").exists() and all(process.poll() is None for process in processes):
-        time.sleep(0.1)
-    processes[1].send_signal(signal.SIGTERM)
-    errors = [process.communicate(timeout=100)[1].splitlines() for process in processes]
-    assert [process.returncode for process in processes] == [2, 2], errors
-    iteration = mtcd.load_weights(tmp_path / "last.pt", "iteration")["iteration"]
-    assert all(f"holds iteration {iteration}," in lines[-1] for lines in errors), errors
-
-
-@pytest.mark.parametrize("workers", [0, 2])
-def test_a_run_killed_at_random_and_resumed_ends_bit_for_bit_as_if_never_stopped(workers, toy_file, tmp_path):
-    """MTCD_KILLS=20 makes it as long as one likes."""
-    arguments = ("--data", toy_file, "--iters", 40, "--batch-size", 2, "--backbone", "resnet18",
-                 "--tasks", "semseg", "depth", "--workers", workers)
-    subprocess.run(command_line(*arguments, "--out", tmp_path / "whole"), check=True, env=ENV)
-    rng, killed, kills = random.Random(workers), tmp_path / "killed", int(os.environ.get("MTCD_KILLS", "2"))
-    while kills:
-        process = subprocess.Popen(command_line(*arguments, "--out", killed, "--resume"), env=ENV,
-                                   stdout=subprocess.PIPE, start_new_session=True)
-        process.stdout.readline()  # the run has begun
-        time.sleep(rng.uniform(0, 2))
-        if process.poll() is not None:  # it ended before: begin the countdown again with what is there
-            break
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        kills -= 1
-        if (killed / "last.pt").exists():
-            assert mtcd.load_weights(killed / "last.pt", "config", "model")
-    subprocess.run(command_line(*arguments, "--out", killed, "--resume"), check=True, env=ENV)
-    one, other = (torch.load(folder / "last.pt") for folder in (tmp_path / "whole", killed))
-    assert one["iteration"] == other["iteration"] == 40
-    for part in ("model", "contrast"):
-        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
-    assert (killed / "metrics.json").read_text() == (tmp_path / "whole/metrics.json").read_text()
-    one, other = (np.genfromtxt(folder / "log.csv", delimiter=",", skip_header=1)
-                  for folder in (tmp_path / "whole", killed))
-    assert np.array_equal(one[:, :-1], other[:, :-1])  # all but the speed
-
-
-def test_sigterm_saves_and_the_run_goes_on(toy_file, tmp_path):
-    arguments = command_line("--data", toy_file, "--iters", 200, "--batch-size", 2, "--backbone", "resnet18",
-                             "--out", tmp_path)
-    process = subprocess.Popen(arguments, env=ENV, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while not (tmp_path / "log.csv").exists():
-        time.sleep(0.2)
-    process.terminate()
-    _, errors = process.communicate()
-    assert process.returncode == 2 and len(errors.splitlines()) == 1 and "--resume" in errors
-    assert f"iteration {torch.load(tmp_path / 'last.pt')['iteration']}," in errors
-
-
-def small(folder, toy_file, *more):
-    return mtcd.main(["--device", "cpu", "--data", str(toy_file), "--iters", "1", "--batch-size", "1", "--backbone",
-                      "resnet18", "--tasks", "depth", "--out", str(folder), *more])
-
-
+# ------------------------------------------------------------------------------------------------------------ bad use
 def one_line(capsys, *words):
     errors = capsys.readouterr().err.splitlines()
     assert len(errors) == 1 and all(word in errors[0] for word in words), errors
 
 
-def test_resume_refuses_another_run(toy_file, tmp_path, capsys):
-    assert small(tmp_path, toy_file) == 0
-    before = (tmp_path / "last.pt").read_bytes()
-    capsys.readouterr()
-    assert small(tmp_path, toy_file, "--resume", "--lr", "0.5", "--seed", "4") == 2
-    one_line(capsys, "lr", "0.5", "seed")
-    assert (tmp_path / "last.pt").read_bytes() == before
+@pytest.mark.parametrize("arguments, told", [
+    (["--dataset", "nyud", "--data", "{tmp}/none.h5"], r"none\.h5.*python data_prep\.py"),
+    (["--dataset", "pascal", "--data", "{toy}", "--iters", "1"], "toy.*pascal|pascal.*toy"),
+    (["--data", "{tmp}/text"], "text"), (["--data", "{tmp}/text/toy.h5"], r"toy\.h5"), (["--seed", "-1"], "seed"),
+    (["--seed", "2147483648"], "seed.*below 2147483648"), (["--iters", "0"], "iters"), (["--lr", "nan"], "lr"),
+    (["--dataset", "nyud", "--tasks", "parsing"], "semseg depth normal boundary"), (["--lr", "-1"], "lr"),
+    (["--tasks", "colour"], "colour.*semseg"), (["--backbone", "vgg"], "vgg.*resnet18"), (["--eval"], "--checkpoint"),
+    (["--eval", "--checkpoint", "{tmp}/none.pt"], r"none\.pt"), (["--eval", "--checkpoint", "{tmp}/text"], "text"),
+    (["--eval", "--checkpoint", "{tmp}/empty.pt"], r"empty\.pt"),
+    (["--eval", "--checkpoint", "{tmp}/hollow.pt"], r"hollow\.pt"),
+    (["--eval", "--checkpoint", "{run}", "--data", "{tmp}/gone.h5"], r"gone\.h5.*data_prep\.py"),
+    (["--eval", "--checkpoint", "{run}", "--tasks", "depth"], "--tasks has no effect"),
+    (["--eval", "--checkpoint", "{run}", "--backbone", "resnet18"], "--backbone has no effect"),
+    (["--eval", "--checkpoint", "{run}", "--resume"], "--resume has no effect"),
+    (["--pretrained", "{tmp}/empty.pt", "--data", "{toy}"], r"empty\.pt"), (["--batch-size", "x"], "batch-size"),
+    (["--device", "abacus"], "abacus"), (["--device", "mps"], "mps"), (["--device", "meta"], "meta.*cpu and cuda")])
+def test_bad_use_ends_with_one_line_and_status_two(arguments, told, toy_file, trained, tmp_path, capsys):
+    (tmp_path / "text").write_text("not a file of ours")
+    torch.save({"iteration": 3}, tmp_path / "empty.pt")
+    torch.save({"config": {}, "model": {}, "contrast": {}, "iteration": 1}, tmp_path / "hollow.pt")
+    arguments = [text.format(tmp=tmp_path, toy=toy_file, run=trained / "last.pt") for text in arguments]
+    assert main("--out", tmp_path / "run", *arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
+    assert {path.name for path in files(tmp_path)} <= {"text", "empty.pt", "hollow.pt", "config.json"}
 
 
-class Bomb:
-    def __reduce__(self):
-        return os.mkdir, ("exploded",)
+def state_of(backbone="resnet18", seed=1):
+    torch.manual_seed(seed)
+    return mtcd.build_backbone(backbone).state_dict()
 
 
-@pytest.mark.parametrize("content", [b"", b"nonsense", "truncated", "bomb", "foreign"])
-def test_a_bad_checkpoint_is_one_line_and_runs_nothing(content, toy_file, tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "last.pt"
-    if content == "truncated":
-        torch.save({"config": {}, "model": torch.zeros(1000)}, path)
-        path.write_bytes(path.read_bytes()[:2000])
-    elif content == "bomb":
-        torch.save({"config": Bomb(), "model": {}}, path)
-    elif content == "foreign":
-        torch.save({"config": {"channels": {"depth": 1}, "backbone": "resnet18"}, "model": {"a": torch.ones(1)}}, path)
-    else:
-        path.write_bytes(content)
-    for arguments in (["--eval"], ["--predict", "x.png"], ["--consistency"]):
-        assert mtcd.main(["--device", "cpu", *arguments, "--checkpoint", str(path)]) == 2
-        one_line(capsys, "last.pt")
-    assert not Path("exploded").exists()
-
-
-def test_a_full_disk_keeps_the_old_checkpoint(toy_file, tmp_path, capsys, monkeypatch):
-    assert small(tmp_path, toy_file) == 0
-    before = (tmp_path / "last.pt").read_bytes()
-    capsys.readouterr()
-
-    def full(state, path):
-        Path(path).write_bytes(b"half")
-        raise OSError(28, "No space left on device")
-    monkeypatch.setattr(mtcd.torch, "save", full)
-    assert small(tmp_path, toy_file) == 2
-    one_line(capsys, "last.pt", "No space left")
-    assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.part"))
-
-
-def test_a_loss_that_is_not_finite_stops_the_run_by_name(toy_file, tmp_path, capsys, monkeypatch):
-    row = mtcd.TASKS["depth"]._replace(loss=lambda p, y, _: p.sum() * torch.nan)
-    monkeypatch.setitem(mtcd.TASKS, "depth", row)
-    assert small(tmp_path, toy_file) == 2
-    one_line(capsys, "depth", "iteration 1")
-    assert not (tmp_path / "last.pt").exists()
-
-
-@pytest.mark.parametrize("wrap", [lambda s: s,
-                                  lambda s: {"state_dict": {f"module.backbone.{k}": v for k, v in s.items()}},
-                                  lambda s: {f"module.{k}": v for k, v in s.items()} | {"head.weight": torch.ones(2)}])
+@pytest.mark.parametrize("wrap", [
+    lambda s: s, lambda s: {"state_dict": {f"module.backbone.{k}": v for k, v in s.items()}},
+    lambda s: {f"module.{k}": v for k, v in s.items()} | {"head.weight": torch.ones(2)},
+    lambda s: {"model": {3: torch.ones(1), **s, 4: {"conv1.weight": 1}}}])
 def test_pretrained_weights_of_any_usual_shape_fill_the_backbone(wrap, tmp_path):
-    torch.manual_seed(1)
-    source, target = mtcd.build_backbone("resnet18"), mtcd.build_backbone("resnet18")
-    torch.save(wrap(source.state_dict()), tmp_path / "w.pth")
+    target, source = mtcd.build_backbone("resnet18"), state_of()
+    torch.save(wrap(source), tmp_path / "w.pth")
     mtcd.load_pretrained(target, "resnet18", tmp_path / "w.pth")
-    assert all(torch.equal(a, b) for a, b in zip(source.state_dict().values(), target.state_dict().values()))
+    assert all(torch.equal(a, b) for a, b in zip(source.values(), target.state_dict().values()))
+
+
+def test_of_equally_good_prefixes_the_first_in_the_alphabet_is_taken_and_keys_may_be_anything(tmp_path):
+    target, source = mtcd.build_backbone("resnet18"), {name: state_of(seed=ord(name)) for name in "kqa"}
+    for names in ("kq", "qk"):
+        state = {f"encoder_{name}.{key}": value for name in names for key, value in source[name].items()}
+        torch.save(state, tmp_path / "w.pth")
+        assert mtcd.load_pretrained(target, "resnet18", tmp_path / "w.pth") == "encoder_k."
+        assert torch.equal(target.state_dict()["conv1.weight"], source["k"]["conv1.weight"])
+    torch.save({3: torch.ones(1), (4, 5): torch.ones(1)}, tmp_path / "w.pth")
+    with pytest.raises(mtcd.UserError, match="does not fill"):
+        mtcd.load_pretrained(target, "resnet18", tmp_path / "w.pth")
 
 
 def test_timm_weights_fill_hrnet_and_another_width_does_not(tmp_path):
@@ -1082,40 +933,366 @@ def test_timm_weights_fill_hrnet_and_another_width_does_not(tmp_path):
         mtcd.load_pretrained(mtcd.build_backbone("hrnet32"), "hrnet32", tmp_path / "w.pth")
 
 
-def test_a_run_begun_anew_leaves_no_figures_of_the_old_one(toy_file, tmp_path, capsys, monkeypatch):
-    assert small(tmp_path, toy_file) == 0 and mtcd.main(["--compare", str(tmp_path)]) == 0
+# ----------------------------------------------------------------------------------------------- figures that hold
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_predictions_that_are_not_finite_are_refused_by_task_and_image(value, toy_file):
+    dataset = mtcd.DenseTasks(toy_file, "val", TASKS)
+
+    def third_ruined(forward, number, image):
+        predictions = forward(image)
+        predictions[ruined][0, -1, 7, 9] = value if next(number) == 2 else 0
+        return predictions
+    for ruined in TASKS:
+        net = seeded_net(dataset)
+        net.forward = functools.partial(third_ruined, net.forward, itertools.count())
+        with pytest.raises(mtcd.UserError, match=f"{ruined} prediction of val image 2 "):
+            mtcd.evaluate(net, dataset, CPU)
+
+
+def test_sums_of_far_errors_do_not_overflow():
+    far = mtcd.RMSE()
+    for _ in range(3):
+        far.update(torch.full((1, 1, 425, 560), 1e4), torch.ones(1, 1, 425, 560))
+    assert far.compute() == pytest.approx(9999, rel=1e-12)
+
+
+@pytest.mark.parametrize("iters, tasks", [(1, ["depth", "normal"]), (20, ["depth"])])
+def test_a_diverging_run_leaves_nothing_and_its_advice_works(iters, tasks, toy_file, tmp_path, capsys):
+    arguments = quick(toy_file, tmp_path, "--iters", iters, "--tasks", *tasks)
+    assert main(*arguments, "--lr", "1e30") == 2
+    one_line(capsys, "not finite", "--lr")
+    assert set(os.listdir(tmp_path)) == {"config.json"}
+    assert main(*arguments, "--lr", "1e-3") == 0
+
+
+@pytest.mark.parametrize("ruined", [13, 14])
+def test_weights_ruined_in_the_middle_of_a_run_never_replace_the_last_good_ones(ruined, toy_file, tmp_path, capsys):
+    number, step, arguments = itertools.count(1), torch.optim.SGD.step, quick(toy_file, tmp_path, "--iters", 40)
+
+    def ruin(self, *rest):
+        step(self, *rest)
+        if next(number) == ruined:
+            self.param_groups[0]["params"][5].data.view(-1)[0] = math.nan
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.SGD, "step", ruin)
+        assert main(*arguments) == 2
+    one_line(capsys, "not finite at iteration 14")
+    saved = mtcd.load_weights(tmp_path / "last.pt", "iteration", "model")
+    assert saved["iteration"] == 12 and all(tensor.isfinite().all() for tensor in saved["model"].values())
+    assert not (tmp_path / "metrics.json").exists()
+    assert main(*arguments, "--resume") == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_by_name_and_leaves_no_figures_of_an_older_one(
+        toy_file, tmp_path, capsys, monkeypatch):
+    assert main(*quick(toy_file, tmp_path)) == 0
     row = mtcd.TASKS["depth"]._replace(loss=lambda p, y, _: p.sum() * torch.nan)
     monkeypatch.setitem(mtcd.TASKS, "depth", row)
-    assert small(tmp_path, toy_file) == 2
-    assert mtcd.main(["--compare", str(tmp_path)]) == 2
+    assert main(*quick(toy_file, tmp_path)) == 2
+    one_line(capsys, "depth", "iteration 1")
+    assert not {"metrics.json", "log.csv", "preview.png"} & set(os.listdir(tmp_path))
 
 
-@pytest.fixture(scope="module")
-def trained(toy_file, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    assert mtcd.main(["--device", "cpu", "--data", str(toy_file), "--iters", "1", "--batch-size", "1",
-                      "--out", str(folder)]) == 0
-    return folder
+@pytest.mark.parametrize("case", ["other data", "unfinished", "out"])
+def test_eval_leaves_the_figures_of_the_run_alone_and_its_own_can_be_compared(case, trained, tmp_path, capsys):
+    home, more = shutil.copytree(trained, tmp_path / "home"), ()
+    if case == "other data":
+        data_prep.make_toy(tmp_path / "other.h5", train=1, val=2, height=64, width=96, seed=7)
+        more = "--data", tmp_path / "other.h5"
+    elif case == "out":
+        more = "--out", tmp_path / "elsewhere"
+    else:
+        saved = mtcd.load_weights(home / "last.pt")
+        saved["config"]["iters"] = 9
+        torch.save(saved, home / "last.pt")
+        (home / "metrics.json").unlink()
+    before = files(home)
+    assert main("--eval", "--checkpoint", home / "last.pt", "--workers", 0, *more) == 0
+    new = {path.parent for path in tmp_path.rglob("*") if path.is_file() and path not in before} - {tmp_path}
+    assert before.items() <= files(home).items() and len(new) == 1 and home not in new
+    folder, config = new.pop(), json.loads((home / "config.json").read_text())
+    assert set(os.listdir(folder)) == {"config.json", "metrics.json", "preview.png"}
+    theirs = json.loads((folder / "config.json").read_text())
+    assert theirs["data"] == (config["data"] if case != "other data" else str(tmp_path / "other.h5"))
+    assert compare.main([str(folder)]) == 0
+    if case == "other data":
+        capsys.readouterr()
+        assert compare.main([str(home), str(folder)]) == 0 and len(capsys.readouterr().out.splitlines()) == 3
 
 
-def test_eval_gives_the_figures_of_the_end_of_training(trained, tmp_path):
-    checkpoint = str(trained / "last.pt")
-    assert mtcd.main(["--device", "cpu", "--eval", "--checkpoint", checkpoint, "--out", str(tmp_path)]) == 0
-    assert json.loads((tmp_path / "metrics.json").read_text()) == json.loads((trained / "metrics.json").read_text())
+def test_eval_of_a_finished_run_gives_its_figures_and_no_other_runs_folder_takes_them(trained, tmp_path, capsys):
+    home = shutil.copytree(trained, tmp_path / "home")
+    (home / "metrics.json").unlink()
+    before = files(trained)
+    assert main("--eval", "--checkpoint", home / "last.pt", "--out", trained) == 2
+    one_line(capsys, "another run")
+    assert files(trained) == before
+    assert main("--eval", "--checkpoint", home / "last.pt", "--workers", 0) == 0
+    assert json.loads((home / "metrics.json").read_text()) == json.loads((trained / "metrics.json").read_text())
 
 
-@pytest.mark.parametrize("command", ["--eval", "--consistency"])
-def test_a_checkpoint_is_never_evaluated_on_a_file_made_on_the_spot(command, trained, tmp_path, capsys):
-    gone = tmp_path / "gone.h5"
-    assert mtcd.main(["--device", "cpu", command, "--checkpoint", str(trained / "last.pt"), "--data", str(gone),
-                      "--out", str(tmp_path)]) == 2
-    one_line(capsys, "gone.h5", "data_prep.py toy --out")
-    assert not gone.exists() and not (tmp_path / "metrics.json").exists()
+# ------------------------------------------------------------------------------------- damaged, full, killed, resumed
+FORK = mp.get_context("fork")
 
 
-def test_a_data_file_that_cannot_be_made_is_one_line(tmp_path, capsys):
-    (tmp_path / "file").write_text("")
-    assert mtcd.main(["--device", "cpu", "--data", str(tmp_path / "file/toy.h5")]) == 2
-    one_line(capsys, "toy.h5")
+@pytest.fixture
+def start(tmp_path_factory):
+    """-> start(*arguments): mtcd.py in a process group of its own, forked, after before()."""
+    logs, started = tmp_path_factory.mktemp("logs"), []
+
+    def start(*arguments, program=main, before=lambda: None, encoding="utf-8", **environment):
+        def job():
+            os.setsid()
+            for number, path in ((1, os.devnull), (2, process.log)):
+                os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), number)
+            sys.stdout, sys.stderr = (io.TextIOWrapper(io.FileIO(number, "w", closefd=False), encoding,
+                                                       line_buffering=True) for number in (1, 2))
+            os.environ.update(environment)
+            before()
+            sys.exit(program(*arguments))
+        process = FORK.Process(target=job)
+        process.log = logs / str(len(started))
+        started.append(process)
+        process.start()
+        return process
+    yield start
+    for process in started:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.join()
 
 
+def end(process, seconds=60):
+    """-> exit status (None if it hangs), lines on stderr."""
+    process.join(seconds)
+    return process.exitcode, process.log.read_text(errors="replace").splitlines()
+
+
+def ends_in_one_line(process, *words):
+    status, errors = end(process)
+    assert status == 2 and len(errors) == 1 and all(word in errors[0] for word in words), (status, errors)
+
+
+def wait_for(path, *processes):
+    while not path.exists():
+        assert all(process.is_alive() for process in processes), [end(process) for process in processes]
+        time.sleep(0.02)
+
+
+def start_two(start, *arguments, before=(lambda: None,) * 2):
+    """Ranks 0 and 1 of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    return [start(*arguments, before=before[rank], RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2",
+                  MASTER_ADDR="127.0.0.1", MASTER_PORT=port) for rank in range(2)]
+
+
+def test_a_clock_that_is_set_back_changes_nothing(toy_file, tmp_path, monkeypatch):
+    clock = itertools.count(2e9, -3600)
+    monkeypatch.setattr(time, "time", lambda: next(clock))
+    run(tmp_path, toy_file, tasks=["depth"], iters=12)
+    speed = np.genfromtxt(tmp_path / "log.csv", delimiter=",", names=True)["images_per_s"]
+    assert (speed > 0).all()
+
+
+def test_a_second_run_in_the_same_folder_is_refused_and_touches_nothing(toy_file, tmp_path, start, capsys):
+    out, arguments = tmp_path / "run", quick(toy_file, tmp_path / "run", "--iters", 600)
+    first = start(*arguments)
+    wait_for(out / "log.csv", first)
+    os.killpg(first.pid, signal.SIGSTOP)
+    before = files(out)
+    for more in ((), ("--resume",)):
+        assert main(*arguments, *more) == 2
+        one_line(capsys, "another run")
+    assert files(out) == before
+    os.killpg(first.pid, signal.SIGKILL)
+    end(first)
+    assert main(*quick(toy_file, out)) == 0  # however it ended, the folder is free
+
+
+def test_resume_refuses_another_run(toy_file, tmp_path, capsys):
+    assert main(*quick(toy_file, tmp_path)) == 0
+    before = (tmp_path / "last.pt").read_bytes()
+    assert main(*quick(toy_file, tmp_path, "--resume", "--lr", "0.5", "--seed", "4")) == 2
+    one_line(capsys, "lr", "0.5", "seed")
+    assert (tmp_path / "last.pt").read_bytes() == before
+
+
+@pytest.mark.parametrize("number, workers", [(signal.SIGTERM, 0), (signal.SIGTERM, 2), (signal.SIGINT, 2)])
+def test_a_signal_to_the_process_group_saves_and_ends_in_one_line(number, workers, toy_file, tmp_path, start):
+    process = start(*quick(toy_file, tmp_path, "--iters", 600, "--workers", workers))
+    wait_for(tmp_path / "log.csv", process)
+    os.killpg(process.pid, number)
+    status, errors = end(process)
+    iteration = mtcd.load_weights(tmp_path / "last.pt", "iteration")["iteration"]
+    assert status == 2 and len(errors) == 1 and f"holds iteration {iteration}, --resume" in errors[0], errors
+    assert (tmp_path / "log.csv").read_text().splitlines()[-1].startswith(f"{iteration},")
+
+
+def test_a_killed_worker_of_the_loader_is_one_line(toy_file, tmp_path, start):
+    process = start(*quick(toy_file, tmp_path, "--iters", 600, "--workers", 2))
+    wait_for(tmp_path / "log.csv", process)
+    workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    os.kill(int(workers[0]), signal.SIGKILL)
+    ends_in_one_line(process, "worker", "--resume")
+    assert mtcd.load_weights(tmp_path / "last.pt", "model")
+
+
+def test_a_signal_to_one_of_two_processes_stops_both_in_the_same_iteration(toy_file, tmp_path, start):
+    processes = start_two(start, *quick(toy_file, tmp_path, "--iters", 600))
+    wait_for(tmp_path / "log.csv", *processes)
+    os.kill(processes[1].pid, signal.SIGTERM)
+    ends = [end(process) for process in processes]
+    iteration = mtcd.load_weights(tmp_path / "last.pt", "iteration")["iteration"]
+    assert all(status == 2 and f"holds iteration {iteration}," in errors[-1] for status, errors in ends), ends
+
+
+@pytest.mark.parametrize("killed", [0, 1])
+def test_when_one_of_two_processes_is_killed_the_other_ends_and_the_checkpoint_is_whole(
+        killed, toy_file, tmp_path, start):
+    processes = start_two(start, *quick(toy_file, tmp_path, "--iters", 600))
+    wait_for(tmp_path / "log.csv", *processes)
+    os.kill(processes[killed].pid, signal.SIGKILL)
+    status, errors = end(processes[1 - killed])
+    assert status == 2 and "--resume" in errors[-1] and "Traceback" not in "".join(errors), (status, errors)
+    assert mtcd.load_weights(tmp_path / "last.pt", "model")
+
+
+def test_weights_that_are_ruined_in_the_second_process_are_not_saved(toy_file, tmp_path, start):
+    def ruin():
+        row = mtcd.TASKS["depth"]
+        mtcd.TASKS["depth"] = row._replace(loss=lambda *rest: row.loss(*rest) + torch.tensor(math.nan))
+    processes = start_two(start, *quick(toy_file, tmp_path, "--iters", 20), before=(lambda: None, ruin))
+    assert [end(process)[0] for process in processes] == [2, 2]
+    assert set(os.listdir(tmp_path)) == {"config.json"}
+
+
+@pytest.mark.parametrize("worlds", [(1, 2), (2, 1), (2, 2)])
+def test_resumed_on_another_number_of_processes_the_order_of_images_stays(worlds, toy_file, tmp_path, start):
+    """Ten images, batches of four: over six iterations each pass has every image once."""
+    def watch(name, stop):
+        original, count = mtcd.DenseTasks.__getitem__, itertools.count(1)
+
+        def get(dataset, key):
+            if dataset.augment:
+                with (tmp_path / name).open("a") as file:
+                    file.write(f"{key} ")
+                if next(count) == stop:
+                    os.kill(os.getpid(), signal.SIGTERM)
+            return original(dataset, key)
+        mtcd.DenseTasks.__getitem__ = get
+    keys = []
+    for phase, world in enumerate(worlds):
+        stop = 12 // world if phase == 0 else 0  # in the third iteration
+        before = [functools.partial(watch, f"{phase}{rank}", stop) for rank in range(world)]
+        arguments = quick(toy_file, tmp_path / "run", "--iters", 6, "--batch-size", 4, "--resume")
+        processes = start_two(start, *arguments, before=before) if world == 2 else [start(*arguments, before=before[0])]
+        assert [end(process)[0] for process in processes] == [0 if phase else 2] * world
+        shares = [list(map(int, (tmp_path / f"{phase}{rank}").read_text().split())) for rank in range(world)]
+        keys += itertools.chain.from_iterable(zip(*shares, strict=True))
+    assert keys == list(itertools.islice(mtcd.endless_keys(10, 0, 0), 24))
+    assert sorted(keys[:20]) == list(range(20))
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_names_beyond_the_terminals_encoding_do_not_end_a_run(encoding, toy_file, tmp_path, start):
+    data = Path(shutil.copy(toy_file, tmp_path / "größe→.h5"))
+    with h5py.File(data, "r+") as file:
+        names = [f"größe→ {name}" for name in file.attrs["semseg_classes"]]
+        file.attrs["semseg_classes"] = names
+    process = start(*quick(data, tmp_path / "läuft→", "--tasks", "semseg"), encoding=encoding)
+    assert end(process) == (0, [])
+    ends_in_one_line(start(*quick(tmp_path / "läuft→", tmp_path / "x"), encoding=encoding))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_run_killed_at_random_and_resumed_ends_bit_for_bit_as_if_never_stopped(workers, toy_file, tmp_path, start):
+    """MTCD_KILLS=20 makes it as long as one likes."""
+    more = "--tasks", "semseg", "depth", "--iters", 24, "--workers", workers, "--resume"
+    rng, whole, killed = random.Random(workers), tmp_path / "whole", tmp_path / "killed"
+    assert main(*quick(toy_file, whole, *more)) == 0
+    for _ in range(int(os.environ.get("MTCD_KILLS", "2"))):
+        process = start(*quick(toy_file, killed, *more))
+        while not killed.exists() and process.is_alive():
+            time.sleep(0.02)
+        time.sleep(rng.uniform(0, 1.5))
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+        end(process)
+        if (killed / "last.pt").exists():
+            assert mtcd.load_weights(killed / "last.pt", "config", "model")
+    assert main(*quick(toy_file, killed, *more)) == 0
+    one, other = (torch.load(folder / "last.pt") for folder in (whole, killed))
+    assert one["iteration"] == other["iteration"] == 24
+    for part in ("model", "contrast"):
+        assert all(torch.equal(one[part][name], other[part][name]) for name in one[part])
+    assert (killed / "metrics.json").read_text() == (whole / "metrics.json").read_text()
+    one, other = (np.genfromtxt(folder / "log.csv", delimiter=",", skip_header=1)
+                  for folder in (whole, killed))
+    assert np.array_equal(one[:, :-1], other[:, :-1])  # all but the speed
+
+
+# --------------------------------------------------------------------------------------------- several processes
+def in_processes(world, job, folder, *arguments):
+    """job(rank, world, folder, *arguments) in `world` connected processes, or in this one alone."""
+    if world == 1:
+        return job(0, 1, folder, *arguments)
+    return mp.start_processes(joined, (world, job, folder, *arguments), world, start_method="fork")
+
+
+def joined(rank, world, job, folder, *arguments):
+    dist.init_process_group("gloo", init_method=f"file://{folder}/meet{world}", rank=rank, world_size=world)
+    job(rank, world, folder, *arguments)
+    dist.destroy_process_group()
+
+
+def seeded_net(dataset):
+    torch.manual_seed(3)
+    channels = {task: mtcd.TASKS[task].channels or len(dataset.classes[task]) for task in dataset.tasks}
+    return mtcd.MultiTaskNet(channels, "hrnet_tiny")
+
+
+def gradients(rank, world, folder, path):
+    """One backward pass on this process's share of a batch of 4, BatchNorm frozen; rank 0 saves the gradients."""
+    dataset = mtcd.DenseTasks(path, "train", TASKS, augment=True)
+    objective = mtcd.Objective(seeded_net(dataset), None, 0.8).eval()
+    parallel = torch.nn.parallel.DistributedDataParallel(objective) if world > 1 else objective
+    batch = torch.utils.data.default_collate([dataset[i] for i in range(rank, 4, world)])
+    images, labels = mtcd.to_device(batch, CPU)
+    sum(mtcd.TASKS[task].weight * loss for task, loss in parallel(images, labels).items()).backward()
+    if rank == 0:
+        torch.save({name: p.grad for name, p in objective.named_parameters()}, f"{folder}/gradients{world}.pt")
+
+
+def test_gradients_of_two_processes_are_those_of_one_on_the_whole_batch(toy_file, tmp_path):
+    for world in (1, 2):  # augmented: the shares have unequal numbers of valid pixels
+        in_processes(world, gradients, tmp_path, toy_file)
+    one, two = (torch.load(tmp_path / f"gradients{n}.pt") for n in (1, 2))
+    for name, gradient in one.items():
+        assert (two[name] - gradient).abs().max() <= 1e-5 * max(1, gradient.abs().max()), name  # float32
+
+
+def figures(rank, world, folder, path):
+    dataset = mtcd.DenseTasks(path, "val", TASKS)
+    metrics, _ = mtcd.evaluate(seeded_net(dataset), dataset, CPU)
+    if rank == 0:
+        (folder / f"figures{world}.json").write_text(json.dumps(metrics))
+
+
+def test_figures_do_not_depend_on_the_number_of_processes(toy_file, tmp_path):
+    found = []
+    for world in (1, 2, 3):  # five images: unequal shares
+        in_processes(world, figures, tmp_path, toy_file)
+        metrics = json.loads((tmp_path / f"figures{world}.json").read_text())
+        found.append({task: value for task, row in metrics.items() for value in row.values()})
+    assert found[1] == pytest.approx(found[0], rel=1e-9) and found[2] == pytest.approx(found[0], rel=1e-9)
+
+
+def test_torchrun_trains_and_only_the_first_process_prints(toy_file, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", mtcd.__file__,
+         *map(str, quick(toy_file, tmp_path / "r", "--iters", 3, "--batch-size", 4, "--device", "cpu"))],
+        check=False, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("RMSE") == 1 and (tmp_path / "r/metrics.json").exists()

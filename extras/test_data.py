@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
-"""data_prep.py and its leaves on miniature folders in the official layouts."""
+"""Tests of data_prep.py on miniature folders in the official layouts, and of damage to any file."""
 import io
+import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -17,13 +19,28 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from scipy import ndimage
 from scipy.io import savemat
 from skimage import morphology
 
 import data_prep
-from extras import rooms
+import mtcd
+from extras import predict, rooms
+from test_mtcd import (
+    TASKS,
+    end,
+    ends_in_one_line,
+    files,
+    main,
+    one_line,
+    quick,
+    random_sample,
+    write_file,
+)
+
+pytest_plugins = ["test_mtcd"]  # its fixtures
 
 
 def check_normals(stored, decoded, valid):
@@ -124,8 +141,7 @@ def write_nyud(root, kind="invpt", ids=("a1", "b2", "c3", "d4"), size=(37, 53), 
 def test_nyud_packaged(tmp_path, kind, capfd):
     root = tmp_path / ("NYUDv2" if kind == "invpt" else "NYUD_MT")
     truth = write_nyud(root, kind)
-    assert prep("nyud", "--raw", tmp_path if kind == "mti" else root,
-                "--out", tmp_path / "o/n.h5") == 0
+    assert prep("nyud", "--raw", tmp_path if kind == "mti" else root, "--out", tmp_path / "o/n.h5") == 0
     with h5py.File(tmp_path / "o/n.h5") as file:
         assert file.attrs["dataset"] == "nyud" and file.attrs["format"] == 2
         assert file["train/semseg"].compression and not file["train/normal"].compression
@@ -218,8 +234,7 @@ def write_raw(root, zipped=None):
     mapping = rng.integers(1, 41, (1, 894), np.uint8)
     names = np.array([[f"class {i}" for i in range(40)]], object)
     savemat(root / "classMapping40.mat", {"mapClass": mapping, "className": names})
-    savemat(root / "splits.mat", {"trainNdxs": np.uint16([[2], [4]]),
-                                  "testNdxs": np.uint16([[1], [3]])})
+    savemat(root / "splits.mat", {"trainNdxs": np.uint16([[2], [4]]), "testNdxs": np.uint16([[1], [3]])})
     normals = rng.integers(0, 256, (4, 480, 640, 3), np.uint8)
     normals[:, 60:70, 80:90] = 127
     if zipped:
@@ -241,8 +256,7 @@ def test_nyud_raw(tmp_path, zipped, capfd):
     assert ("fitted to depth" in capfd.readouterr().out) != zipped
     top, left = 45, 40  # rows 46..470 and columns 41..600, counted from 1
     with h5py.File(tmp_path / "n.h5") as file:
-        assert [*file["train/id"].asstr(), *file["val/id"].asstr()] == [
-            "0002", "0004", "0001", "0003"]
+        assert [*file["train/id"].asstr(), *file["val/id"].asstr()] == ["0002", "0004", "0001", "0003"]
         for split, i, n in (("train", 0, 1), ("train", 1, 3), ("val", 0, 0), ("val", 1, 2)):
             got = check_padding(file[split], i)
             window = np.s_[n, top:top + 425, left:left + 560]
@@ -295,8 +309,7 @@ def write_pascal(root, seed=0):
     sizes = (50, 37), (33, 50), (375, 500), (31, 47), (36, 29), (41, 26)
     cases = [[(15, every), (15, every[::-1])],  # two people, parts over parts
              [(12, ["head", "torso"]), (15, [])],  # a dog with parts, a person without
-             [(7, []), (15, ["torso", "head"])],
-             [],
+             [(7, []), (15, ["torso", "head"])], [],
              [(15, ["lfoot"])],  # one object, one part
              [(15, ["empty"])]]  # a part of no pixel
 
@@ -433,14 +446,10 @@ def test_wrong_values_and_sizes(tmp_path, capfd):
     write_nyud(tmp_path / "nyud")
     write_pascal(tmp_path / "pascal")
     b2, two = np.ones((39, 52), np.uint8), "2008_000002"
-    for name, value, word in (
-            ("segmentation/b2.png", b2 * 41, "41"),
-            ("segmentation/b2.png", b2[:, 1:], "shape"),
+    for name, value, word in (("segmentation/b2.png", b2 * 41, "41"), ("segmentation/b2.png", b2[:, 1:], "shape"),
             ("segmentation/b2.png", np.dstack([b2] * 3), "shape"),
-            ("depth/b2.npy", b2[1:].astype(np.float32), "shape"),
-            ("depth/b2.npy", b2 * 4000.0, "metres"),
-            ("normals/b2.png", b2, "shape"),
-            ("images/b2.png", np.ones((600, 600, 3), np.uint8), ""),
+            ("depth/b2.npy", b2[1:].astype(np.float32), "shape"), ("depth/b2.npy", b2 * 4000.0, "metres"),
+            ("normals/b2.png", b2, "shape"), ("images/b2.png", np.ones((600, 600, 3), np.uint8), ""),
             (f"semseg/VOC12/{two}.png", np.full((33, 50), 21, np.uint8), "21"),
             (f"sal_distill/{two}.png", np.full((50, 33), 21, np.uint8), "shape"),
             (f"pascal-context/trainval/{two}.mat", {"LabelMap": b2}, "shape"),
@@ -462,8 +471,7 @@ def test_wrong_values_and_sizes(tmp_path, capfd):
 def test_broken_raw(tmp_path, capfd):
     write_raw(tmp_path, zipped=True)
     convert = "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5"
-    for name in ("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat",
-                 "nyu_normals_gt.zip"):
+    for name in ("nyu_depth_v2_labeled.mat", "splits.mat", "classMapping40.mat", "nyu_normals_gt.zip"):
         for kind in ("web page", "truncated", "empty"):
             good = (tmp_path / name).read_bytes()
             broken(tmp_path / name, kind)
@@ -473,6 +481,9 @@ def test_broken_raw(tmp_path, capfd):
     assert "splits.mat" in fails(capfd, *convert)
     (tmp_path / "splits.mat").unlink()
     assert "splits.mat" in fails(capfd, *convert)
+
+
+DAMAGE = "cut", "bits", "zeros", "head"
 
 
 def damaged(data, kind, rng):
@@ -519,10 +530,146 @@ def test_damaged_files_end_in_one_line(tmp_path, capfd):
     for name in ("nyud", "nyud_mat", "pascal"):
         for path in sorted((tmp_path / name).rglob("*.*")):
             if path.stem in ("a1", "2008_000001", "val"):
-                for kind in rng.permutation(["cut", "bits", "zeros", "head"])[:2]:
+                for kind in rng.permutation(DAMAGE)[:2]:
                     args = name.split("_")[0], "--raw", tmp_path / name, "--out", out
                     statuses.append(try_damaged(path, kind, rng, capfd, out, *args))
     assert len(statuses) == 40 and statuses.count(2) > 20
+
+
+def predict_main(*arguments):
+    return predict.main(list(map(str, arguments)))
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_of_any_program_ends_well_or_in_one_line(kind, trained, tmp_path, start):
+    """MTCD_FUZZ=50 makes it 2,000 cases. Each in a process of its own: a crash or a hang is a failure like another."""
+    rng, out, old = np.random.default_rng(DAMAGE.index(kind)), tmp_path / "out", {"metrics.json": b"{}"}
+    data, weights = tmp_path / "toy.h5", Path(shutil.copy(trained / "last.pt", tmp_path))
+    data_prep.make_toy(data, train=2, val=1, height=64, width=96)
+    pictures = [tmp_path / "a.png", tmp_path / "a.jpg"]
+    for path in pictures:
+        Image.fromarray(rng.integers(0, 256, (60, 80, 3), np.uint8)).save(path)
+    common = "--checkpoint", weights, "--out", out
+    cases = [(path, main, ("--eval", *common, "--data", data, "--workers", 0)) for path in (data, weights)]
+    cases += [(data, main, quick(data, out, "--tasks", *TASKS))]
+    cases += [(path, predict_main, (path, *common, "--device", "cpu")) for path in pictures]
+    for path, program, arguments in cases * 2 * int(os.environ.get("MTCD_FUZZ", "1")):
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        (out / "metrics.json").write_bytes(old["metrics.json"])
+        good = path.read_bytes()
+        path.write_bytes(damaged(good, kind, rng))
+        status, errors = end(start(*arguments, program=program), 60)
+        bad = path.read_bytes()
+        path.write_bytes(good)
+        told = path.name, status, errors, len(bad), len(good)
+        assert status in (0, 2) and len(errors) <= status and "Traceback" not in "".join(errors), told
+        left = {file.name: file.read_bytes() for file in out.iterdir()}
+        assert status == 0 or left == old or "--iters" in arguments, told
+        assert not list(out.glob("*.part")), told
+        if "last.pt" in left:
+            assert mtcd.load_weights(out / "last.pt", "model")
+
+
+@pytest.mark.parametrize("split, index, workers", [("train", 7, 0), ("train", 7, 2), ("val", 3, 2)])
+def test_an_array_that_cannot_be_read_is_one_line(split, index, workers, toy_file, tmp_path, start):
+    data = Path(shutil.copy(toy_file, tmp_path / "toy.h5"))
+    with h5py.File(data) as file:
+        chunk = file[split]["semseg"].id.get_chunk_info(index)
+    with data.open("r+b") as file:
+        file.seek(chunk.byte_offset + chunk.size // 2)
+        file.write(b"????")
+    process = start(*quick(data, tmp_path / "run", "--tasks", "semseg", "--iters", 10, "--workers", workers))
+    ends_in_one_line(process, "toy.h5", f"{split} image {index},", "convert")
+    assert not (tmp_path / "run/metrics.json").exists()
+
+
+@pytest.mark.parametrize("how", ["--eval", "--resume"])
+def test_a_flipped_bit_of_a_weight_is_found_by_its_checksum(how, toy_file, trained, tmp_path, capsys):
+    home = shutil.copytree(trained, tmp_path / "home")
+    content = bytearray((home / "last.pt").read_bytes())
+    content[len(content) // 2] ^= 64
+    (home / "last.pt").write_bytes(content)
+    before, saved = files(home), torch.load(home / "last.pt", weights_only=True)  # loads without complaint
+    more = ("--checkpoint", home / "last.pt") if how == "--eval" else quick(
+        toy_file, home, "--tasks", *saved["config"]["tasks"])
+    assert main(how, *more) == 2
+    one_line(capsys, "last.pt", "damaged")
+    assert files(home) == before
+
+
+class Bomb:
+    def __reduce__(self):
+        return os.mkdir, ("exploded",)
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", "truncated", "bomb", "foreign"])
+def test_a_bad_checkpoint_is_one_line_and_runs_nothing(content, toy_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "last.pt"
+    if content == "truncated":
+        torch.save({"config": {}, "model": torch.zeros(1000)}, path)
+        path.write_bytes(path.read_bytes()[:2000])
+    elif content == "bomb":
+        torch.save({"config": Bomb(), "model": {}}, path)
+    elif content == "foreign":
+        torch.save({"config": {"channels": {"depth": 1}, "backbone": "resnet18"}, "model": {"a": torch.ones(1)}}, path)
+    else:
+        path.write_bytes(content)
+    for arguments in (["--eval", "--checkpoint", path], quick(toy_file, tmp_path, "--resume")):
+        assert main(*arguments) == 2
+        one_line(capsys, "last.pt")
+    assert not Path("exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["last.pt", "log.csv", "metrics.json", "preview.png", "config.json"])
+def test_a_full_disk_is_one_line_and_leaves_whole_files(name, toy_file, tmp_path, capsys, monkeypatch):
+    assert main(*quick(toy_file, tmp_path)) == 0
+    before, replace = files(tmp_path), os.replace
+
+    def full(part, path):
+        if Path(path).name == name:
+            raise OSError(28, "No space left on device")
+        replace(part, path)
+    monkeypatch.setattr(os, "replace", full)
+    assert main(*quick(toy_file, tmp_path, "--seed", 1)) == 2
+    one_line(capsys, name, "No space left")
+    assert not list(tmp_path.glob("*.part"))
+    for path, content in files(tmp_path).items():
+        if path.name == name:
+            assert content == before[path]  # the older one, or none
+        elif path.suffix == ".json":
+            json.loads(content)
+    monkeypatch.undo()
+    assert name in ("last.pt", "config.json") or main(*quick(toy_file, tmp_path, "--seed", 1, "--resume")) == 0
+
+
+def test_a_disk_that_fills_while_weights_are_written_keeps_the_old_ones(toy_file, tmp_path, start):
+    assert main(*quick(toy_file, tmp_path)) == 0
+    before = (tmp_path / "last.pt").read_bytes()
+    full = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (len(before) // 3,) * 2)
+    process = start(*quick(toy_file, tmp_path), before=full)
+    ends_in_one_line(process, "last.pt")
+    assert (tmp_path / "last.pt").read_bytes() == before and not list(tmp_path.glob("*.part"))
+
+
+@pytest.mark.parametrize("workers", ["0", "1"])
+@pytest.mark.parametrize("wrong, told", [("label", "train image.*semseg.*40 class names"),
+                                         ("names", "semseg_classes"), ("size", "batch-size")])
+def test_a_wrong_data_file_ends_with_one_line(wrong, told, workers, tmp_path, capsys):
+    rng, shape = np.random.default_rng(0), (32, 32) if wrong == "size" else (40, 64)
+    samples = [random_sample(rng, shape, mtcd.PROTOCOLS["nyud"].tasks) for _ in range(2)]
+    if wrong == "label":
+        for sample in samples:
+            sample["semseg"][20:, 20:] = 40
+    path = write_file(tmp_path / "x.h5", "nyud", shape, {"train": samples, "val": samples})
+    if wrong == "names":
+        with h5py.File(path, "r+") as file:
+            del file.attrs["semseg_classes"]
+    assert main("--dataset", "nyud", "--data", path, "--batch-size", 1, "--iters", 1, "--workers", workers,
+                "--out", tmp_path / "run") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and re.search(told, error) and "Traceback" not in error
 
 
 def test_missing_folder_and_bad_out(tmp_path, capfd):
@@ -552,8 +699,7 @@ def test_bad_arguments_are_one_line(arguments, capfd):
 
 def child(args, **options):
     return subprocess.Popen([sys.executable, data_prep.__file__, *map(str, args)], text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                            start_new_session=True, **options)
+                            stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True, **options)
 
 
 def test_disk_full(tmp_path):
@@ -617,7 +763,7 @@ def test_check_finds_what_is_not_as_it_was_written(tmp_path, capfd):
     assert "damaged: train train_0002\n" in capfd.readouterr().out
     path.write_bytes(whole)
     rng = np.random.default_rng(0)
-    for kind in ("cut", "bits", "zeros", "head") * 10:
+    for kind in DAMAGE * 10:
         try_damaged(path, kind, rng, capfd, None, "check", path)
     with h5py.File(path, "r+") as file:
         del file["val/crc32"]
@@ -639,8 +785,7 @@ status = data_prep.main(sys.argv[1:])
 own = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]  # ru_maxrss is the test's
 workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
 print(status, int(own) // 1024, workers // 1024)"""
-    done = subprocess.run(
-        [sys.executable, "-c", code, "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5"],
+    done = subprocess.run([sys.executable, "-c", code, "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5"],
         cwd=Path(data_prep.__file__).parent, capture_output=True, text=True, check=True)
     status, parent, worker = map(int, done.stdout.splitlines()[-1].split())
     assert status == 0 and parent < 300 and worker < 300
@@ -652,9 +797,6 @@ def test_converted_files_train(tmp_path, dataset):
     if dataset == "pascal":
         save(tmp_path / "raw/ImageSets/Context/val.txt", "2008_000005")
     assert prep(dataset, "--raw", tmp_path / "raw", "--out", tmp_path / "d.h5") == 0
-    arguments = (f"--dataset {dataset} --iters 1 --batch-size 2 --workers 0 --device cpu "
-                 f"--pretrained none --data {tmp_path}/d.h5 --out {tmp_path}/run").split()
-    done = subprocess.run([sys.executable, Path(data_prep.__file__).parent / "mtcd.py", *arguments],
-                          capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    assert main("--dataset", dataset, "--iters", 1, "--batch-size", 2, "--workers", 0, "--data", tmp_path / "d.h5",
+                "--backbone", "hrnet_tiny", "--out", tmp_path / "run") == 0
     assert (tmp_path / "run/metrics.json").exists()
