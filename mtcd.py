@@ -300,7 +300,7 @@ TASKS = {
 Protocol = namedtuple("Protocol", "tasks backbone iters lr boundary_weight max_dist scales")
 PROTOCOLS = {
     "toy": Protocol(("semseg", "parsing", "saliency", "depth", "normal", "boundary"),
-                    "hrnet_tiny", 1500, 0.08, 0.8, 0.011, scales=(1, 1)),
+                    "hrnet_tiny", 1000, 0.08, 0.8, 0.011, scales=(1, 1)),
     "nyud": Protocol(("semseg", "depth", "normal", "boundary"),
                      "hrnet18s", 40_000, 0.01, 0.8, 0.011, scales=(0.5, 2)),
     "pascal": Protocol(("semseg", "parsing", "saliency", "normal", "boundary"),
@@ -695,7 +695,7 @@ def load_weights(path, *keys):
     """A file of torch.save -> its dictionary, which must have `keys`; no code in it is run."""
     with blaming(f"{path} cannot be loaded", Exception):  # broken files fail in many ways
         if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
-            raise ValueError(f"the checksum of {damaged} is wrong")  # torch.load passes over these
+            raise ValueError(f"it is damaged, {damaged} has a wrong checksum")  # torch.load skips it
         content = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(content, dict) or not set(keys) <= content.keys():
             raise ValueError(f"it has no {' and '.join(keys) or 'weights'}")
