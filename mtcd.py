@@ -84,7 +84,7 @@ class CrossTaskContrast(nn.Module):
     margin      m of max(0, d(anchor, positive) - d(anchor, negative) + m)
 
     >>> contrast = CrossTaskContrast(["semseg", "depth"], channels=64)  # train its parameters, too
-    >>> loss = task_losses + 2 * contrast({"semseg": f1, "depth": f2}, {"semseg": y1, "depth": y2})
+    >>> loss = task_losses + 1 * contrast({"semseg": f1, "depth": f2}, {"semseg": y1, "depth": y2})
 
     Afterwards `share_of_chance` is the loss over its value where positives are as far as negatives
     (the margin per target): 1 if the projections tell nothing, 0 if the margin parts every triplet.
