@@ -367,7 +367,8 @@ class DenseTasks(Dataset):
         (full_h, full_w), (height, width) = self.shape, map(int, self.arrays["size"][index])
         crop_h, crop_w = min(height, round(full_h / scale)), min(width, round(full_w / scale))
         out_h, out_w = min(round(crop_h * scale), full_h), min(round(crop_w * scale), full_w)
-        semseg = self.arrays["semseg"][index] if "semseg" in self.arrays else np.zeros((0, 0), int)
+        ruled = self.augment and "semseg" in self.arrays
+        semseg = self.arrays["semseg"][index] if ruled else np.zeros((0, 0), int)
         for _ in range(10):  # tries for a crop in which no class has 75 % of the labelled pixels,
             top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
             window = np.s_[top : top + crop_h, left : left + crop_w]  # whatever tasks are trained
