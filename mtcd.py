@@ -36,10 +36,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from torch import nn
+from torch import nn  # torchvision, as slow to import as torch, where it is needed
 from torch.utils.data import DataLoader, Dataset
-from torchvision.models import get_model_weights, resnet
-from torchvision.transforms import v2
 
 from extras import odsf, pictures
 
@@ -174,8 +172,7 @@ def whole_batch(count):  # a count -> its mean over all processes, at least 1
     return count.clamp(min=1)
 
 def class_loss(prediction, label, _=None):  # cross entropy
-    rows = prediction.movedim(1, -1).flatten(0, 2)  # (B H W, K), a view of channels-last maps
-    loss = F.cross_entropy(rows, label.flatten(), ignore_index=255, reduction="none")
+    loss = F.cross_entropy(prediction.contiguous(), label, ignore_index=255, reduction="none")
     return loss.sum() / whole_batch((label != 255).sum())
 
 def binary_loss(prediction, label, positive_weight):
@@ -291,8 +288,7 @@ TASKS = {
     "saliency": Task(1, 255, 5, binary_loss, lambda k, p: MaxF(), "maxF", "%", True),
     "normal": Task(3, 0, 10, normal_loss, lambda k, p: MeanAngularError(), "mErr", "deg", False),
     "depth": Task(1, 0, 1, depth_loss, lambda k, p: RMSE(), "RMSE", "m", False),
-    "boundary": Task(1, 255, 50, binary_loss, lambda k, p: OdsF(p.max_dist), "odsF", "%", True),
-}
+    "boundary": Task(1, 255, 50, binary_loss, lambda k, p: OdsF(p.max_dist), "odsF", "%", True)}
 
 # Of a data set: ATRC's for nyud and pascal, choices for toy. boundary_weight is that of boundary
 # pixels in their loss (the others weigh 1 minus this); max_dist, the tolerance of boundary matching
@@ -304,8 +300,7 @@ PROTOCOLS = {
     "nyud": Protocol(("semseg", "depth", "normal", "boundary"),
                      "hrnet18s", 40_000, 0.01, 0.8, 0.011, scales=(0.5, 2)),
     "pascal": Protocol(("semseg", "parsing", "saliency", "normal", "boundary"),
-                       "hrnet18s", 40_000, 0.005, 0.95, 0.0075, scales=(0.5, 2)),
-}
+                       "hrnet18s", 40_000, 0.005, 0.95, 0.0075, scales=(0.5, 2))}
 
 # ----------------------------------------------------------------------------------------- 5. data
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
@@ -390,10 +385,11 @@ class DenseTasks(Dataset):
         if self.augment and "parsing" in sample and not (sample["parsing"] + 1 > 1).any():
             sample["parsing"].fill_(255)  # a crop without any part is ignored; 255 + 1 is 0 here
         image = torch.from_numpy(self.arrays["image"][(index, *window)]).permute(2, 0, 1)
-        image = v2.functional.resize(image, [out_h, out_w], antialias=True)  # as cut out
+        from torchvision.transforms.v2 import functional
+        image = functional.resize(image, [out_h, out_w], antialias=True)  # as cut out
         if self.augment:
             image = distort(image.flip(2) if flip else image, rng)
-        image = v2.functional.pad(image, [0, 0, full_w - out_w, full_h - out_h], PADDING)
+        image = functional.pad(image, [0, 0, full_w - out_w, full_h - out_h], PADDING)
         return {**sample, "image": image}
 
 def distort(image, rng):
@@ -429,7 +425,8 @@ def to_device(batch, device):
     """A batch of DenseTasks -> normalised image (B, 3, H, W), {task: label}; types widen here:
     long (B, H, W), depth float (B, 1, H, W) in metres, normal float (B, 3, H, W)."""
     batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
-    image = v2.functional.normalize(batch.pop("image").float() / 255, MEAN, STD)
+    from torchvision.transforms.v2 import functional
+    image = functional.normalize(batch.pop("image").float() / 255, MEAN, STD)
     for task, label in batch.items():
         if task == "depth":
             batch[task] = label[:, None].nan_to_num(0, 0, 0)
@@ -444,8 +441,10 @@ def conv_bn(channels_in, channels_out, kernel=3, stride=1, relu=True):
     convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
     return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), *[nn.ReLU(inplace=True)] * relu)
 
-def residual(block, channels_in, channels, count):
-    """`count` of torchvision's residual blocks in a row."""
+def residual(kind, channels_in, channels, count):
+    """`count` of torchvision's residual blocks in a row: a BasicBlock or a Bottleneck."""
+    from torchvision.models import resnet
+    block = getattr(resnet, kind)
     out = channels * block.expansion
     shortcut = conv_bn(channels_in, out, 1, relu=False) if channels_in != out else None
     rest = [block(out, channels) for _ in range(count - 1)]
@@ -456,7 +455,7 @@ class HighResolutionModule(nn.Module):
 
     def __init__(self, channels, blocks):
         super().__init__()
-        self.branches = nn.ModuleList(residual(resnet.BasicBlock, c, c, blocks) for c in channels)
+        self.branches = nn.ModuleList(residual("BasicBlock", c, c, blocks) for c in channels)
         self.fuse_layers = nn.ModuleList()
         for i, own in enumerate(channels):
             layers = [self.fuse(other, own, i - j) for j, other in enumerate(channels)]
@@ -488,7 +487,7 @@ class HRNet(nn.Module):
         self.channels = w = [width, 2 * width, 4 * width, 8 * width]
         self.conv1, self.bn1 = conv_bn(3, 64, stride=2, relu=False)
         self.conv2, self.bn2 = conv_bn(64, 64, stride=2, relu=False)
-        self.layer1 = residual(resnet.Bottleneck, 64, 64, first_blocks)
+        self.layer1 = residual("Bottleneck", 64, 64, first_blocks)
         for i, count in enumerate(modules, 1):  # stages 2 to 4: each has one more, coarser branch
             kept = [nn.Identity()] * i if i > 1 else [conv_bn(256, w[0])]
             new = nn.Sequential(conv_bn(w[i - 1] if i > 1 else 256, w[i], stride=2))
@@ -507,13 +506,16 @@ class HRNet(nn.Module):
             maps = stage([layer(x) for layer, x in zip(transition, [*maps, maps[-1]])])
         return maps
 
-class ResNet(resnet.ResNet):
+class ResNet(nn.Module):
     """torchvision's without its classifier; output strides 4 to 32 (choice: not dilated to 8)."""
 
-    def __init__(self, block, layers):
-        super().__init__(block, layers)
-        del self.fc
-        self.channels = [width * block.expansion for width in (64, 128, 256, 512)]
+    def __init__(self, name):
+        super().__init__()
+        from torchvision.models import get_model
+        net = get_model(name)
+        self.channels = [net.fc.in_features // k for k in (8, 4, 2, 1)]
+        for part, module in [*net.named_children()][:-2]:  # all but avgpool and fc
+            self.add_module(part, module)
 
     def forward(self, x):  # like HRNet
         maps = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
@@ -527,9 +529,8 @@ BACKBONES = {  # HRNet: width, blocks of stage 1, modules of stages 2 to 4, bloc
     "hrnet18": lambda: HRNet(18, 4, (1, 4, 3), 4),
     "hrnet32": lambda: HRNet(32, 4, (1, 4, 3), 4),
     "hrnet48": lambda: HRNet(48, 4, (1, 4, 3), 4),
-    "resnet18": lambda: ResNet(resnet.BasicBlock, (2, 2, 2, 2)),
-    "resnet50": lambda: ResNet(resnet.Bottleneck, (3, 4, 6, 3)),
-}
+    "resnet18": lambda: ResNet("resnet18"),
+    "resnet50": lambda: ResNet("resnet50")}
 
 def build_backbone(name):
     """With random weights: .channels, 4 ints; (B, 3, H, W) -> 4 maps at strides 4, 8, 16, 32."""
@@ -545,6 +546,7 @@ def load_pretrained(backbone, name, source):
         for key in ("state_dict", "model"):
             state = state[key] if isinstance(state.get(key), dict) else state
     elif name.startswith("resnet"):
+        from torchvision.models import get_model_weights
         weights = get_model_weights(name).IMAGENET1K_V1
         with blaming(f"download {weights.url} to {torch.hub.get_dir()}/checkpoints/", OSError):
             state = weights.get_state_dict(check_hash=True)
@@ -857,7 +859,7 @@ def build_parser():  # the command line of mtcd.py; what only a protocol can fil
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
     add("--backbone", choices=BACKBONES, help="shared encoder (default: the protocol's)")
     add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights of the encoder")
-    add("--contrast", type=float, metavar="LAMBDA", default=1.0, 
+    add("--contrast", type=float, metavar="LAMBDA", default=1.0,
         help="weight of the regulariser (default: 1); 0 is the multi-task baseline")
     add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
     add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
