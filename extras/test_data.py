@@ -800,3 +800,14 @@ def test_converted_files_train(tmp_path, dataset):
     assert main("--dataset", dataset, "--iters", 1, "--batch-size", 2, "--workers", 0, "--data", tmp_path / "d.h5",
                 "--backbone", "hrnet_tiny", "--out", tmp_path / "run") == 0
     assert (tmp_path / "run/metrics.json").exists()
+
+
+@pytest.mark.parametrize("encoding", ["cp1252", "ascii"])
+def test_names_beyond_the_terminals_encoding_do_not_end_a_run(encoding, toy_file, tmp_path, start):
+    data = Path(shutil.copy(toy_file, tmp_path / "größe→.h5"))
+    with h5py.File(data, "r+") as file:
+        names = [f"größe→ {name}" for name in file.attrs["semseg_classes"]]
+        file.attrs["semseg_classes"] = names
+    process = start(*quick(data, tmp_path / "läuft→", "--tasks", "semseg"), encoding=encoding)
+    assert end(process) == (0, [])
+    ends_in_one_line(start(*quick(tmp_path / "läuft→", tmp_path / "x"), encoding=encoding))
