@@ -43,7 +43,7 @@ from extras.odsf import thin
 from extras.pictures import preview
 
 # ------------------------------------------------------------------------------------------- tables
-TOY = {"train": 600, "val": 150, "height": 96, "width": 128, "seed": 0}  # defaults: rooms, pixels
+TOY = {"train": 500, "val": 120, "height": 112, "width": 144, "seed": 0}  # defaults: rooms, pixels
 SEMSEG = {  # class names, spelt as the data spells them
     "toy": ", ".join(rooms.CLASSES),
     "nyud":
