@@ -677,7 +677,7 @@ def report(net, config, out, device, workers):
     for task, figures in metrics.items():
         [(name, value)], row = figures.items(), TASKS[task]
         value = "-" if value is None else f"{value:.{4 if row.unit == 'm' else 2}f}"
-        better = "higher" if row.higher_is_better else "lower"
+        better = ("lower", "higher")[row.higher_is_better]
         print(f"  {task:9}{name:5}{value:>7} {row.unit:4}{better} is better")
     print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
@@ -756,14 +756,12 @@ def signals_noted():  # within it Ctrl-C and SIGTERM only fill the list that it 
     received = []
     with ExitStack() as stack:
         for number in (signal.SIGINT, signal.SIGTERM):
-            before = signal.signal(number, lambda number, _: received.append(number))
-            stack.callback(signal.signal, number, before)
+            stack.callback(signal.signal, number, signal.signal(number, lambda n, _: received.append(n)))
         yield received
 
 def own_group(_):
     """In a loader's process: a signal to the group of the run is the main process's to answer."""
-    if hasattr(os, "setpgrp"):  # not on Windows
-        os.setpgrp()
+    getattr(os, "setpgrp", int)()  # not on Windows
 
 def in_any_process(flag):  # whether the flag is set in any process, so that all of them do the same
     if dist.is_initialized():
@@ -805,7 +803,6 @@ def train(args, config, device, contrast=CrossTaskContrast):
         objective, find_unused_parameters=bool(args.contrast))  # projectors that are not drawn
     weights = {task: TASKS[task].weight for task in config["tasks"]} | {"contrast": args.contrast}
     pending, begun, spoken = [], time.monotonic(), 0
-    objective.train()
     batches = training_batches(args, config, device, start)
     with signals_noted() as signals:
         for iteration, batch in zip(range(start + 1, args.iters + 1), batches):
@@ -859,8 +856,8 @@ def build_parser():  # the command line of mtcd.py; what only a protocol can fil
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
     add("--backbone", choices=BACKBONES, help="shared encoder (default: the protocol's)")
     add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights of the encoder")
-    add("--contrast", type=float, metavar="LAMBDA", default=1.0,
-        help="weight of the regulariser (default: 1); 0 is the multi-task baseline")
+    add("--contrast", type=float, metavar="LAMBDA", help="weight of the regulariser "
+        "(default: 2, or 1 if no image is seen 100 times); 0 is the multi-task baseline")
     add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
     add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
     add("--lr", type=float, help="learning rate at the start (default: the protocol's)")
@@ -883,7 +880,7 @@ def run_config(args):
             setattr(args, name, getattr(protocol, name))
     least = {"contrast": 0, "iters": 1, "batch_size": 1, "lr": 0, "workers": 0, "seed": 0}
     for name, low in least.items():
-        if not low <= getattr(args, name) < (2**31 if name == "seed" else math.inf):
+        if not low <= (getattr(args, name) or 0) < (2**31 if name == "seed" else math.inf):
             raise UserError(f"--{name.replace('_', '-')} must be {low} or more, and finite (a seed: "
                             "below 2147483648)")
     tasks = [task for task in protocol.tasks if task in args.tasks]
@@ -895,6 +892,9 @@ def run_config(args):
     dataset = DenseTasks(path, "val", tasks)
     if dataset.name != args.dataset:
         raise UserError(f"{path} holds {dataset.name}, not {args.dataset}")
+    if args.contrast is None:  # choice: it gains most where little data is seen often
+        passes = args.iters * args.batch_size / len(DenseTasks(path, "train", tasks))
+        args.contrast = 2.0 if passes >= 100 else 1.0
     if max(dataset.shape) <= 32 and args.batch_size == world:
         raise UserError("--batch-size 1 is too small to normalise 32 x 32 images; take 2")
     subset = "-".join(["", *tasks]) if len(tasks) < len(protocol.tasks) else ""

@@ -439,8 +439,7 @@ def test_normals_point_at_the_camera_and_the_floor_is_a_plane_that_looks_up(some
 
 def test_the_three_directions_of_a_room_are_perpendicular(some_rooms):
     for room in some_rooms:
-        up, sides = (np.unique(normal_of(room)[room["semseg"] == CLASS[name]], axis=0)
-                     for name in ("floor", "wall"))
+        up, sides = (np.unique(normal_of(room)[room["semseg"] == CLASS[k]], axis=0) for k in ("floor", "wall"))
         assert len(up) == 1 and abs(sides @ up[0]).max() < 2e-3
         cosine = abs(sides @ sides.T)
         assert np.minimum(cosine, abs(cosine - 1)).max() < 2e-3
@@ -797,10 +796,9 @@ def test_memory_hardly_grows_beyond_the_arrays_of_one_task(trained, tmp_path):
     script = ("import resource, sys; from extras import predict; peak = lambda: "
               "resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; before = peak(); "
               "status = predict.main(sys.argv[1:]); print(peak() - before); sys.exit(status)")
-    done = subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "large.jpg"), "--device", "cpu", "--out",
-         str(tmp_path), "--checkpoint", str(trained / "last.pt")],
-        cwd=ROOT, check=True, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    arguments = map(str, (tmp_path / "large.jpg", "--out", tmp_path, "--checkpoint", trained / "last.pt"))
+    done = subprocess.run([sys.executable, "-c", script, *arguments, "--device", "cpu"], cwd=ROOT, check=True,
+                          capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert int(done.stdout.splitlines()[-1]) * 1024 < 32 * 20e6  # the old way took 100 bytes per pixel
 
 
@@ -936,8 +934,7 @@ def test_consistency_is_100_where_features_are_the_labels_50_where_they_are_nois
     torch.manual_seed(0)
     keys = iter(range(len(dataset)))
     contrast = mtcd.CrossTaskContrast(dataset.tasks, 16, samples=4096)
-    plain, projected = consistency.triplet_distances(
-        Labels(), contrast, contrast.projectors, dataset, CPU, batches=2)
+    plain, projected = consistency.triplet_distances(Labels(), contrast, contrast.projectors, dataset, CPU, batches=2)
     assert set(plain) == set(itertools.product(dataset.tasks, repeat=2))
     assert set(projected) == set(itertools.permutations(dataset.tasks, 2))
     semseg, normal = plain["semseg", "semseg"], plain["normal", "normal"]
@@ -1033,8 +1030,7 @@ def test_wrong_use_is_one_line_and_help_is_ascii(main, program, capsys):
     assert end.value.code == 0 and f"extras.{program}" in text and text.isascii()
 
 
-def test_foreign_network_script_trains_with_the_import_and_with_the_pasted_block(
-        toy_file, tmp_path, capsys, monkeypatch):
+def test_foreign_network_script_trains_with_the_import_and_with_the_paste(toy_file, tmp_path, capsys, monkeypatch):
     path, block = ROOT / "extras/foreign_network.py", Path(mtcd.__file__).read_text()
     script = path.read_text()
     assert len(script.splitlines()) < 40
@@ -1174,8 +1170,7 @@ def test_tables_equal_figures_worked_out_by_hand(made_up, capsys):
     out = capsys.readouterr().out
     # Student's t of 1 degree of freedom, 12.706: 6 +- 12.706 * 2, 1.5 +- 12.706 * 0.5
     up, down = "+6.00 (-19.41 to +31.41)", "-6.00 (-31.41 to +19.41)"
-    assert (f"| ours | 2 | {up} | {down} | +0.00 (+0.00 to +0.00) | {up} "
-            "| +1.50 (-4.85 to +7.85) | 0.25 |") in out
+    assert f"| ours | 2 | {up} | {down} | +0.00 (+0.00 to +0.00) | {up} | +1.50 (-4.85 to +7.85) | 0.25 |" in out
     assert study.PICTURE.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
@@ -1183,8 +1178,7 @@ def test_what_is_in_the_results_is_not_run_again(made_up, monkeypatch, tmp_path)
     monkeypatch.setattr(study, "FOLDER", tmp_path / "runs")
     monkeypatch.setattr(study, "data_file", lambda run: None)
     ran = []
-    monkeypatch.setattr(study, "train", lambda run: ran.append(run) or [
-        [*run, "depth", "RMSE", 1.0, "", "0.1"]])
+    monkeypatch.setattr(study, "train", lambda run: ran.append(run) or [[*run, "depth", "RMSE", 1.0, "", "0.1"]])
     monkeypatch.setattr(study, "ProcessPoolExecutor", lambda *_, **__: ThreadPoolExecutor(2))
     only, tuning = study.Run(form="only depth", contrast=0.0, seed=13), study.Run(set="tuning")
     runs = [study.Run(seed=10), study.Run(seed=12), only, tuning]
@@ -1205,6 +1199,13 @@ def test_plan_holds_each_run_once_with_its_baseline():
                         for name in ("tuning", "reported"))
     assert not {room for room, _ in tuning} & {room for room, _ in reported}
     assert not {seed for _, seed in tuning} & {seed for _, seed in reported}
+
+
+@pytest.mark.parametrize("iterations", [124, 125])
+def test_lambda_by_default_depends_on_how_often_an_image_is_seen(iterations, toy_file):
+    args = mtcd.build_parser().parse_args(["--data", str(toy_file), "--iters", str(iterations)])
+    mtcd.run_config(args)  # ten rooms, batches of 8
+    assert args.contrast == study.Run(rooms=10, iterations=iterations).usual == iterations - 123
 
 
 # -------------------------------------------------------------------------------------------------- normals, data file
