@@ -343,8 +343,8 @@ def test_bad_arguments_of_the_boundary_tool_are_one_line(change, tmp_path, capsy
 @pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGKILL])
 def test_interrupted_at_any_time_no_worker_stays(sent, tmp_path):
     arguments = edge_files(tmp_path, [scene(0)] * 30)
-    copy = tmp_path / "alone.py"  # out of the project
-    copy.write_bytes(Path(odsf.__file__).read_bytes())
+    (copy := tmp_path / "alone.py").write_bytes(Path(odsf.__file__).read_bytes())  # out of the project
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
     process = subprocess.Popen([sys.executable, str(copy), *arguments, "--workers", "2"], cwd=tmp_path,
                                stderr=subprocess.PIPE, text=True, start_new_session=True)
     children, workers = Path(f"/proc/{process.pid}/task/{process.pid}/children"), []
