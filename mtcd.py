@@ -296,7 +296,7 @@ TASKS = {
 Protocol = namedtuple("Protocol", "tasks backbone iters lr boundary_weight max_dist scales")
 PROTOCOLS = {
     "toy": Protocol(("semseg", "parsing", "saliency", "depth", "normal", "boundary"),
-                    "hrnet_tiny", 850, 0.08, 0.8, 0.011, scales=(1, 1)),
+                    "hrnet_tiny", 1000, 0.08, 0.8, 0.011, scales=(1, 1)),
     "nyud": Protocol(("semseg", "depth", "normal", "boundary"),
                      "hrnet18s", 40_000, 0.01, 0.8, 0.011, scales=(0.5, 2)),
     "pascal": Protocol(("semseg", "parsing", "saliency", "normal", "boundary"),
