@@ -296,7 +296,7 @@ TASKS = {
 Protocol = namedtuple("Protocol", "tasks backbone iters lr boundary_weight max_dist scales")
 PROTOCOLS = {
     "toy": Protocol(("semseg", "parsing", "saliency", "depth", "normal", "boundary"),
-                    "hrnet_tiny", 1000, 0.08, 0.8, 0.011, scales=(1, 1)),
+                    "hrnet_tiny", 900, 0.08, 0.8, 0.011, scales=(1, 1)),
     "nyud": Protocol(("semseg", "depth", "normal", "boundary"),
                      "hrnet18s", 40_000, 0.01, 0.8, 0.011, scales=(0.5, 2)),
     "pascal": Protocol(("semseg", "parsing", "saliency", "normal", "boundary"),
@@ -476,7 +476,7 @@ class HighResolutionModule(nn.Module):
             parts = [layer(x) for layer, x in zip(layers, maps)]
             parts = [F.interpolate(part, own.shape[2:]) if part.shape != own.shape else part
                      for part in parts]  # to the nearest pixel, as in timm (choice); may be odd
-            fused.append(F.relu(sum(parts[1:], parts[0])))
+            fused.append(F.relu_(sum(parts[1:], parts[0])))
         return fused
 
 class HRNet(nn.Module):
@@ -499,8 +499,8 @@ class HRNet(nn.Module):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
     def forward(self, x):  # (B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32
-        x = F.relu(self.bn1(self.conv1(x)))
-        maps = [self.layer1(F.relu(self.bn2(self.conv2(x))))]  # (B, 256, H/4, W/4)
+        x = F.relu_(self.bn1(self.conv1(x)))
+        maps = [self.layer1(F.relu_(self.bn2(self.conv2(x))))]  # (B, 256, H/4, W/4)
         for transition, stage in ((self.transition1, self.stage2), (self.transition2, self.stage3),
                                   (self.transition3, self.stage4)):
             maps = stage([layer(x) for layer, x in zip(transition, [*maps, maps[-1]])])
@@ -839,8 +839,7 @@ def train(args, config, device, contrast=CrossTaskContrast):
             if rank == 0 and saving:
                 save(out, config, log, parts)
             if stopping:
-                raise UserError(f"stopped; {out / 'last.pt'} holds iteration {iteration}, --resume "
-                                "goes on from there")
+                raise UserError(f"stopped; --resume goes on from iteration {iteration} of {out}")
     return objective.net
 
 # -------------------------------------------------------------------------------- 10. command line
@@ -856,8 +855,7 @@ def build_parser():  # the command line of mtcd.py; what only a protocol can fil
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
     add("--backbone", choices=BACKBONES, help="shared encoder (default: the protocol's)")
     add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights of the encoder")
-    add("--contrast", type=float, metavar="LAMBDA", help="weight of the regulariser "
-        "(default: 2, or 1 if no image is seen 100 times); 0 is the multi-task baseline")
+    add("--contrast", type=float, metavar="LAMBDA", help="0: without (default: 2; 0.5 below 100 passes)")
     add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
     add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
     add("--lr", type=float, help="learning rate at the start (default: the protocol's)")
@@ -872,6 +870,9 @@ def build_parser():  # the command line of mtcd.py; what only a protocol can fil
     add("--checkpoint", metavar="FILE", help="last.pt of a run, for --eval")
     return parser
 
+def usual_lambda(passes):  # choice: it gains most where little data is seen often
+    return 2.0 if passes >= 100 else 0.5
+
 def run_config(args):
     """Check the arguments and fill them in from the protocol -> all that describes the run."""
     protocol, world = PROTOCOLS[args.dataset], rank_and_world()[1]
@@ -880,9 +881,8 @@ def run_config(args):
             setattr(args, name, getattr(protocol, name))
     least = {"contrast": 0, "iters": 1, "batch_size": 1, "lr": 0, "workers": 0, "seed": 0}
     for name, low in least.items():
-        if not low <= (getattr(args, name) or 0) < (2**31 if name == "seed" else math.inf):
-            raise UserError(f"--{name.replace('_', '-')} must be {low} or more, and finite (a seed: "
-                            "below 2147483648)")
+        if not low <= (getattr(args, name) or 0) < 2**31:
+            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, below 2147483648")
     tasks = [task for task in protocol.tasks if task in args.tasks]
     if set(args.tasks) - set(tasks):
         raise UserError(f"{args.dataset} has labels of {' '.join(protocol.tasks)} alone")
@@ -892,9 +892,9 @@ def run_config(args):
     dataset = DenseTasks(path, "val", tasks)
     if dataset.name != args.dataset:
         raise UserError(f"{path} holds {dataset.name}, not {args.dataset}")
-    if args.contrast is None:  # choice: it gains most where little data is seen often
-        passes = args.iters * args.batch_size / len(DenseTasks(path, "train", tasks))
-        args.contrast = 2.0 if passes >= 100 else 1.0
+    if args.contrast is None:
+        images = len(DenseTasks(path, "train", tasks))
+        args.contrast = usual_lambda(args.iters * args.batch_size / images)
     if max(dataset.shape) <= 32 and args.batch_size == world:
         raise UserError("--batch-size 1 is too small to normalise 32 x 32 images; take 2")
     subset = "-".join(["", *tasks]) if len(tasks) < len(protocol.tasks) else ""

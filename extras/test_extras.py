@@ -1201,11 +1201,11 @@ def test_plan_holds_each_run_once_with_its_baseline():
     assert not {seed for _, seed in tuning} & {seed for _, seed in reported}
 
 
-@pytest.mark.parametrize("iterations", [124, 125])
-def test_lambda_by_default_depends_on_how_often_an_image_is_seen(iterations, toy_file):
+@pytest.mark.parametrize("iterations, strength", [(124, 0.5), (125, 2)])
+def test_lambda_by_default_depends_on_how_often_an_image_is_seen(iterations, strength, toy_file):
     args = mtcd.build_parser().parse_args(["--data", str(toy_file), "--iters", str(iterations)])
     mtcd.run_config(args)  # ten rooms, batches of 8
-    assert args.contrast == study.Run(rooms=10, iterations=iterations).usual == iterations - 123
+    assert args.contrast == study.Run(rooms=10, iterations=iterations).usual == strength
 
 
 # -------------------------------------------------------------------------------------------------- normals, data file
