@@ -116,7 +116,7 @@ def plan():
         *((setting, SEEDS[:6], pair) for setting in (many, some)), (Run(), SEEDS[:6], ABLATION),
         *((Run(iterations=n), SEEDS[:3], pair) for n in (750, 3000)),
         *((setting, SEEDS[:6], pair) for setting in backbones),
-        (tuning, [0], [*tried, *(INFO_NCE | strength for strength in lambdas(0.5, 1.0, 2.0))]),
+        (tuning, [0], [*tried, first[-1], *(INFO_NCE | arm for arm in lambdas(0.5, 1.0, 2.0))]),
         (tuning._replace(iterations=750), [0], tried), (tuning._replace(rooms=30), [0, 1], tried),
         (tuning._replace(rooms=500, iterations=3000), [0], [BASELINE, *lambdas(0.5, 1.0)]),
     ]
