@@ -114,7 +114,7 @@ class Hardest(AllPairs):
 
 class SemiHard(Hardest):
     """A random positive, the nearest negative beyond it. One always lies just there, so the loss
-    stays close to the margin, whatever the network has learnt."""
+    falls slowly: in short trainings it stays close to the margin."""
 
     beyond_positive = True
 

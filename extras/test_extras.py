@@ -1172,12 +1172,14 @@ def test_tables_equal_figures_worked_out_by_hand(made_up, capsys):
     assert study.PICTURE.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
 
 
-def test_figures_of_the_readme_are_those_of_the_printed_tables(capsys):
+def test_figures_of_readme_and_notebook_are_those_of_the_printed_tables(capsys):
     study.print_tables()
     printed = capsys.readouterr().out
     section = (ROOT / "README.md").read_text(encoding="utf-8").split("## Does it help?")[1].split("\n## ")[0]
     rows = re.findall(r"^\|.*\d\.\d.*", section, re.MULTILINE)
-    figures = rows + re.findall(r"[+-]\d+\.\d+", section)
+    cells = json.loads((ROOT / "docs/contrast.ipynb").read_text(encoding="utf-8"))["cells"]
+    prose = section + "".join(line for cell in cells if cell["cell_type"] == "markdown" for line in cell["source"])
+    figures = rows + re.findall(r"[+-]\d+\.\d+", prose)
     assert rows and not [figure for figure in figures if figure not in printed]
 
 
