@@ -881,8 +881,8 @@ def run_config(args):
             setattr(args, name, getattr(protocol, name))
     least = {"contrast": 0, "iters": 1, "batch_size": 1, "lr": 0, "workers": 0, "seed": 0}
     for name, low in least.items():
-        if not low <= (getattr(args, name) or 0) < 2**31:
-            raise UserError(f"--{name.replace('_', '-')} must be at least {low}, below 2147483648")
+        if not low <= (getattr(args, name) or 0) < (limit := 2**31 if name == "seed" else math.inf):
+            raise UserError(f"--{name.replace('_', '-')} must be at least {low} and below {limit}")
     tasks = [task for task in protocol.tasks if task in args.tasks]
     if set(args.tasks) - set(tasks):
         raise UserError(f"{args.dataset} has labels of {' '.join(protocol.tasks)} alone")

@@ -258,8 +258,9 @@ def draw_arms(axis, headings):
     """{heading: {label: Delta_m of each seed}} -> a point and an interval per label."""
     row, labels = 0, {}
     for heading, arms in headings.items():
-        axis.text(0.01, row, heading, weight="bold", va="center", backgroundcolor="white",
-                  transform=axis.get_yaxis_transform())
+        axis.text(0.01, row, heading, weight="bold", va="center",
+                  transform=axis.get_yaxis_transform(),
+                  bbox={"facecolor": "white", "edgecolor": "none", "pad": 1})
         colour = "#d55e00" if heading == "main comparison" else "#0072b2"
         for label, values in arms.items():
             row -= 1
@@ -269,7 +270,7 @@ def draw_arms(axis, headings):
         row -= 2
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set(yticks=list(labels), yticklabels=labels.values(), ylim=(row + 1, 1),
-             xlabel="Delta_m over the baseline of the same setting and seed, %, and 95 % interval")
+             xlabel="Delta_m over the baseline, %, and 95 % interval")
 
 
 def draw_training(axis, arms_after):
@@ -282,8 +283,7 @@ def draw_training(axis, arms_after):
         means = [statistics.fmean(values) for values in points.values()]
         axis.plot(list(points), means, "o-", color=colour, label=arm)
     axis.set(xscale="log", xticks=list(points), xticklabels=list(points),
-             xlabel="iterations of 8 of the 60 images",
-             ylabel="Delta_m over the baseline after 1,500 iterations, %")
+             xlabel="iterations; gains over the baseline after 1,500", ylabel="Delta_m, %")
     axis.minorticks_off()
     axis.legend()
 

@@ -1169,7 +1169,9 @@ def test_tables_equal_figures_worked_out_by_hand(made_up, capsys):
     # Student's t of 1 degree of freedom, 12.706: 6 +- 12.706 * 2, 1.5 +- 12.706 * 0.5
     up, down = "+6.00 (-19.41 to +31.41)", "-6.00 (-31.41 to +19.41)"
     assert f"| ours | 2 | {up} | {down} | +0.00 (+0.00 to +0.00) | {up} | +1.50 (-4.85 to +7.85) | 0.25 |" in out
-    assert study.PICTURE.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    picture = study.PICTURE.read_bytes()
+    study.draw(made_up | {study.Run(iterations=750): arms})  # the effect along the training beside it
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n" == study.PICTURE.read_bytes()[:8] and picture != study.PICTURE.read_bytes()
 
 
 def test_figures_of_readme_and_notebook_are_those_of_the_printed_tables(capsys):
