@@ -759,9 +759,9 @@ def signals_noted():  # within it Ctrl-C and SIGTERM only fill the list that it 
             stack.callback(signal.signal, number, signal.signal(number, lambda n, _: received.append(n)))
         yield received
 
-def own_group(_):
-    """In a loader's process: a signal to the group of the run is the main process's to answer."""
+def own_group(_):  # in a loader's process: signals to the run, and words, are the main process's
     getattr(os, "setpgrp", int)()  # not on Windows
+    sys.excepthook = lambda *_: None  # of the thread that hands over batches, when main has gone
 
 def in_any_process(flag):  # whether the flag is set in any process, so that all of them do the same
     if dist.is_initialized():
