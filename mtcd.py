@@ -920,7 +920,7 @@ def find_data(name, path, make=False):
 
 def run_training(args, device, contrast=CrossTaskContrast):  # train, evaluate, report
     config, out = run_config(args), Path(args.out)
-    with alone_in(out), blaming("stopped, --resume goes on", RuntimeError, OSError, EOFError):
+    with alone_in(out), blaming("a worker or the device failed, --resume goes on", RuntimeError, OSError, EOFError):
         if rank_and_world()[0] == 0:
             print(f"{out}: {' '.join(config['tasks'])}; {args.backbone}; lambda {args.contrast:g}; "
                   f"{args.iters} iterations of {args.batch_size} on {device}", flush=True)

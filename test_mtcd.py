@@ -1147,7 +1147,7 @@ def test_a_killed_worker_of_the_loader_is_one_line(toy_file, tmp_path, start):
     wait_for(tmp_path / "log.csv", process)
     workers = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     os.kill(int(workers[0]), signal.SIGKILL)
-    ends_in_one_line(process, "--resume")
+    ends_in_one_line(process, "worker", "--resume")
     assert mtcd.load_weights(tmp_path / "last.pt", "model")
 
 
