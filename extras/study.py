@@ -95,7 +95,7 @@ SEEDS = range(10, 22)
 BASELINE, OURS = {"form": "none", "contrast": 0.0}, {}
 SINGLE = [{"form": f"only {task}", "contrast": 0.0} for task in TASKS]
 INFO_NCE = {"form": "InfoNCE", "contrast": 1.0}  # its best lambda on the tuning rooms
-FORMS_FIRST = ("semi-hard negatives", "margin 0.3", "own labels")
+OWN = {"form": "own labels"}
 ABLATION = [*lambdas(0.5, 1.0, 2.0, 4.0, 8.0), INFO_NCE,
             *({"form": form} for form in FORMS if form not in ("ours", "own labels", "InfoNCE"))]
 ELSEWHERE = {  # what differs from the main comparison
@@ -105,19 +105,17 @@ ELSEWHERE = {  # what differs from the main comparison
 
 
 def plan():
-    """Every run, those first that the most rests on; the tuning runs, made before all, last."""
-    pair, first = [BASELINE, OURS], [{"form": form} for form in FORMS_FIRST]
-    one_label, some, many, *backbones = (Run(**changes) for changes in ELSEWHERE.values())
-    tuning, tried = Run(set="tuning", rooms_seed=1), [BASELINE, *lambdas(1.0, 2.0)]
+    """Every run: those that choices were made by, the main table, where it helps, the ablation."""
+    pair, tried = [BASELINE, OURS], [BASELINE, *lambdas(1.0, 2.0)]
+    tuning = Run(set="tuning", rooms_seed=1)
     blocks = [
-        (Run(), SEEDS, pair), (Run(), SEEDS[:6], first), (one_label, SEEDS[:6], pair),
-        (Run(), SEEDS, [{"form": "own labels"}, *SINGLE]),
-        *((setting, SEEDS[:6], pair) for setting in (many, some)), (Run(), SEEDS[:6], ABLATION),
-        *((Run(iterations=n), SEEDS[:3], pair) for n in (750, 3000)),
-        *((setting, SEEDS[:6], pair) for setting in backbones),
-        (tuning, [0], [*tried, first[-1], *(INFO_NCE | arm for arm in lambdas(0.5, 1.0, 2.0))]),
+        (tuning, [0], [*tried, OWN, *(INFO_NCE | arm for arm in lambdas(0.5, 1.0, 2.0))]),
         (tuning._replace(iterations=750), [0], tried), (tuning._replace(rooms=30), [0, 1], tried),
         (tuning._replace(rooms=500, iterations=3000), [0], [BASELINE, *lambdas(0.5, 1.0)]),
+        (Run(), SEEDS, [*pair, OWN, *SINGLE]),
+        *((Run(**changes), SEEDS[:6], pair) for changes in ELSEWHERE.values()),
+        (Run(), SEEDS[:6], ABLATION),
+        *((Run(iterations=iterations), SEEDS[:3], pair) for iterations in (750, 3000)),
     ]
     return list(dict.fromkeys(setting._replace(seed=seed, **{"contrast": setting.usual} | arm)
                               for setting, seeds, arms in blocks for seed in seeds for arm in arms))
