@@ -79,6 +79,30 @@ class NoProjector(CrossTaskContrast):
             self.projectors[pair] = nn.Sequential(identity)
 
 
+class NearestOf(CrossTaskContrast):
+    """The nearest of the first `among` negatives; ours takes the first."""
+
+    def __init__(self, tasks, channels, among):
+        super().__init__(tasks, channels)
+        self.among = among
+
+    def triplet_loss(self, points, label, valid, criterion):
+        n, own = len(label), torch.arange(len(label), device=label.device)
+        other = torch.randint(max(n, 1), (n, self.candidates), device=label.device)
+        usable = valid[:, None] & valid[other] & (other != own[:, None])
+        gap = criterion.distance(label[:, None], label[other])  # (n, candidates)
+        positive = usable & (gap <= criterion.positive)
+        negative = usable & (gap >= criterion.negative)
+        negative = negative & (negative.cumsum(1) <= self.among)
+        cosine = (points[:, None] * points[other]).sum(-1)
+        nearest = cosine.detach().masked_fill(~negative, -9).argmax(1)
+        first = positive.float().argmax(1)
+        loss = F.triplet_margin_loss(points, points[other[own, first]], points[other[own, nearest]],
+                                     self.margin, reduction="none")
+        found = positive.any(1) & negative.any(1)
+        return (loss * found).sum() / found.sum().clamp(min=1)
+
+
 class AllPairs(CrossTaskContrast):
     """Every pixel meets all others, of which there are fewer: 384. anchor_loss: cosines, positive
     and negative pairs (n, n) -> losses (n,), the negatives that were looked at (n, n)."""
@@ -134,6 +158,8 @@ ours = functools.partial(functools.partial, CrossTaskContrast)  # ours with anot
 FORMS = {
     "ours": CrossTaskContrast, "own labels": OwnLabels,
     "hardest negatives": Hardest, "semi-hard negatives": SemiHard, "InfoNCE": InfoNCE,
+    "nearest of 4 negatives": functools.partial(NearestOf, among=4),
+    "nearest of 16 negatives": functools.partial(NearestOf, among=16),
     "margin 0.1": ours(margin=0.1), "margin 0.3": ours(margin=0.3), "margin 2": ours(margin=2.0),
     "samples 128": ours(samples=128), "samples 384": ours(samples=384),
     "samples 4096": ours(samples=4096),

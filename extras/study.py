@@ -94,10 +94,10 @@ COLUMNS = (*Run._fields, "task", "metric", "value", "share_of_chance", "minutes"
 SEEDS = range(10, 22)
 BASELINE, OURS = {"form": "none", "contrast": 0.0}, {}
 SINGLE = [{"form": f"only {task}", "contrast": 0.0} for task in TASKS]
-INFO_NCE = {"form": "InfoNCE", "contrast": 1.0}  # its best lambda on the tuning rooms
 OWN = {"form": "own labels"}
-ABLATION = [*lambdas(0.5, 1.0, 2.0, 4.0, 8.0), INFO_NCE,
-            *({"form": form} for form in FORMS if form not in ("ours", "own labels", "InfoNCE"))]
+TUNED = [{"form": form} for form in FORMS if form.startswith(("semi-hard", "nearest"))]
+ABLATION = [*lambdas(0.5, 1.0, 2.0, 4.0, 8.0),  # InfoNCE's best on the tuning rooms is 2, too
+            *({"form": form} for form in FORMS if not form.startswith(("ours", "own", "nearest")))]
 ELSEWHERE = {  # what differs from the main comparison
     "one label per image": {"labels": "one"},
     "150 rooms": {"rooms": 150}, "500 rooms": {"rooms": 500, "iterations": 3000},
@@ -109,7 +109,9 @@ def plan():
     pair, tried = [BASELINE, OURS], [BASELINE, *lambdas(1.0, 2.0)]
     tuning = Run(set="tuning", rooms_seed=1)
     blocks = [
-        (tuning, [0], [*tried, OWN, *(INFO_NCE | arm for arm in lambdas(0.5, 1.0, 2.0))]),
+        (tuning, [0], [*tried, *lambdas(4.0, 8.0), OWN, *TUNED,
+                       *({"form": "InfoNCE"} | arm for arm in lambdas(0.5, 1.0, 2.0))]),
+        (tuning, [1], [BASELINE, *lambdas(2.0, 4.0)]),
         (tuning._replace(iterations=750), [0], tried), (tuning._replace(rooms=30), [0, 1], tried),
         (tuning._replace(rooms=500, iterations=3000), [0], [BASELINE, *lambdas(0.5, 1.0)]),
         (Run(), SEEDS, [*pair, OWN, *SINGLE]),

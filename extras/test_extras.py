@@ -32,7 +32,7 @@ from torch import nn
 import data_prep
 import mtcd
 from extras import bench, compare, consistency, odsf, pictures, predict, rooms, study
-from extras.arms import FORMS, AllPairs
+from extras.arms import FORMS, AllPairs, NearestOf
 from test_mtcd import CPU, one_line
 
 pytest_plugins = ["test_mtcd"]  # its fixtures
@@ -1096,11 +1096,15 @@ def test_every_arm_is_what_it_says(name):
         assert not any(parameter.requires_grad for parameter in contrast.parameters())
 
 
-@pytest.mark.parametrize("name", ["InfoNCE", "hardest negatives", "semi-hard negatives"])
+ALL_NEGATIVES = ["InfoNCE", "hardest negatives", "semi-hard negatives", "nearest of 4 negatives"]
+
+
+@pytest.mark.parametrize("name", ALL_NEGATIVES)
 def test_losses_over_all_pairs_equal_plain_loops(name):
     label = torch.tensor([0, 0, 1, 1, 2, 2, 3, 1])[:, None]  # one positive each, but 3: none
     points, valid = F.normalize(torch.randn(8, 4), dim=1), torch.arange(8) != 7
     contrast = FORMS[name](["semseg", "depth"], 8)
+    contrast.candidates, contrast.among = 1000, 100  # so that "nearest of" meets every negative
     points.requires_grad_()
     found = contrast.triplet_loss(points, label, valid, contrast.criteria["semseg"])
     alike = contrast.triplet_loss(points, 0 * label, valid, contrast.criteria["semseg"])
@@ -1114,11 +1118,20 @@ def test_losses_over_all_pairs_equal_plain_loops(name):
         if name == "InfoNCE":
             e = [math.exp(torch.dot(points[i], points[j]).item() / 0.1) for j in range(7)]
             losses.append(-math.log(e[positive] / (e[positive] + sum(e[j] for j in negatives))))
-        elif name == "hardest negatives":
+        elif name in ("hardest negatives", "nearest of 4 negatives"):
             losses.append(max(near - far[0] + 1, 0))
         elif far[-1] > near:
             losses.append(near - next(d for d in far if d > near) + 1)
     assert found.item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+
+
+def test_nearest_of_a_single_negative_is_ours():
+    label, valid, losses = torch.randint(3, (64, 1)), torch.ones(64, dtype=torch.bool), []
+    points = F.normalize(torch.randn(64, 4), dim=1)
+    for contrast in (mtcd.CrossTaskContrast(study.TASKS, 8), NearestOf(study.TASKS, 8, among=1)):
+        torch.manual_seed(0)
+        losses.append(contrast.triplet_loss(points, label, valid, contrast.criteria["semseg"]).item())
+    assert losses[0] == losses[1]
 
 
 # -------------------------------------------------------------------------------------------------------- extras/study
