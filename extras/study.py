@@ -18,7 +18,9 @@ Protocol, written before the runs that it judges:
             same batches: gains are taken seed by seed; intervals are of 95 %, by Student's t
   success   of "ours", 12 seeds: mean Delta_m at least +3.0 %, its interval above +1.5; each task's
             mean gain above 0, three of the four with an interval above 0.
-            One label per image (each training image keeps one task's): interval above 0.
+            One label per image (each training image keeps one task's): interval above 0; at 0.03
+            and on rooms of seed 3, for at 0.08, on seed 2, the boundary branch died in some seeds
+            of either arm, while it learnt on the tuning rooms at 0.03.
             500 rooms: no harm, an interval that reaches above 0, and no task's below it.
 Every run made is a line per task in docs/results.csv, whatever it shows.
 
@@ -99,7 +101,8 @@ TUNED = [{"form": form} for form in FORMS if form.startswith(("semi-hard", "near
 ABLATION = [*lambdas(0.5, 1.0, 2.0, 4.0, 8.0),  # InfoNCE's best on the tuning rooms is 2, too
             *({"form": form} for form in FORMS if not form.startswith(("ours", "own", "nearest")))]
 ELSEWHERE = {  # what differs from the main comparison
-    "one label per image": {"labels": "one"},
+    "one label per image": {"labels": "one", "lr": 0.03, "rooms_seed": 3},
+    "one label per image, at 0.08": {"labels": "one"},
     "150 rooms": {"rooms": 150}, "500 rooms": {"rooms": 500, "iterations": 3000},
     "hrnet18s": {"backbone": "hrnet18s"}, "resnet18": {"backbone": "resnet18"}}
 
@@ -114,6 +117,7 @@ def plan():
         (tuning, [1], [BASELINE, *lambdas(2.0, 4.0)]),
         (tuning._replace(iterations=750), [0], tried), (tuning._replace(rooms=30), [0, 1], tried),
         (tuning._replace(rooms=500, iterations=3000), [0], [BASELINE, *lambdas(0.5, 1.0)]),
+        (tuning._replace(labels="one", lr=0.03), [0, 1], pair),
         (Run(), SEEDS, [*pair, OWN, *SINGLE]),
         *((Run(**changes), SEEDS[:6], pair) for changes in ELSEWHERE.values()),
         (Run(), SEEDS[:6], ABLATION),
