@@ -1150,6 +1150,15 @@ def test_one_label_per_image_hides_the_other_tasks_of_training_images_only(tmp_p
             assert np.all(file["val"][task][:] == 1)
 
 
+def test_rooms_of_a_run_are_of_its_own_seed_where_it_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    monkeypatch.setattr(study.data_prep, "main", lambda argv: asked.append(dict(zip(argv[1::2], argv[2::2]))))
+    asked = []
+    for run in (study.Run(rooms_seed=-1, seed=13), study.Run(rooms_seed=-1, seed=14), study.Run(seed=13)):
+        assert str(study.data_file(run)) == asked[-1]["--out"]
+    assert [options["--seed"] for options in asked] == ["13", "14", "2"] and len({a["--out"] for a in asked}) == 3
+
+
 @pytest.fixture
 def made_up(tmp_path, monkeypatch):
     """docs/results.csv of two seeds: baseline, ours, single-task networks, another setting."""
@@ -1182,9 +1191,23 @@ def test_tables_equal_figures_worked_out_by_hand(made_up, capsys):
     # Student's t of 1 degree of freedom, 12.706: 6 +- 12.706 * 2, 1.5 +- 12.706 * 0.5
     up, down = "+6.00 (-19.41 to +31.41)", "-6.00 (-31.41 to +19.41)"
     assert f"| ours | 2 | {up} | {down} | +0.00 (+0.00 to +0.00) | {up} | +1.50 (-4.85 to +7.85) | 0.25 |" in out
+    assert "12 of" in out and "two at a time they took 0.1 hours" in out
+    # single-task over ours in semseg: 0.5 / 1.04 and 0.5 / 1.08, -51.92 and -53.70 %
+    assert "\n| gain over ours, %" in out and "\n| single-task | 2 | -52.81 (-64.13 to -41.50) |" in out
     picture = study.PICTURE.read_bytes()
     study.draw(made_up | {study.Run(iterations=750): arms})  # the effect along the training beside it
     assert picture[:8] == b"\x89PNG\r\n\x1a\n" == study.PICTURE.read_bytes()[:8] and picture != study.PICTURE.read_bytes()
+
+
+def test_seed_of_which_a_task_is_missing_does_not_count_yet(made_up):
+    lines = study.RESULTS.read_text().splitlines(keepends=True)
+    study.RESULTS.write_text("".join(line for line in lines if "only depth,11" not in line))
+    arms = study.settings(study.read())[study.Run()]
+    assert {name: list(seeds) for name, seeds in arms.items()} == {
+        "baseline": [10, 11], "ours": [10, 11], "single-task": [10]}
+    study.RESULTS.write_text("".join(line for line in lines if "only depth" not in line))
+    assert "single-task" not in study.settings(study.read())[study.Run()]
+    assert study.main(["--tables"]) == 0
 
 
 def test_figures_of_readme_and_notebook_are_those_of_the_printed_tables(capsys):
