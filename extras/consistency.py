@@ -114,11 +114,13 @@ def consistency(args):
     start = mtcd.MultiTaskNet(config["channels"], config["backbone"]).to(device)
     contrast = mtcd.CrossTaskContrast(tasks, net.channels).to(device)
     before, _ = triplet_distances(start, contrast, {}, dataset, device)
-    try:
-        contrast.load_state_dict(trained or contrast.state_dict())
-    except RuntimeError as error:
-        raise mtcd.UserError(f"{args.checkpoint} has another regulariser's projectors") from error
-    projectors = contrast.projectors if trained else {}
+    projectors = {}
+    if trained:
+        try:
+            contrast.load_state_dict(trained)
+            projectors = contrast.projectors
+        except RuntimeError:  # one of extras/arms.py: its features can be looked at all the same
+            print(f"{args.checkpoint} has the projectors of another loss: features only.\n")
     plain, projected = triplet_distances(net, contrast, projectors, dataset, device)
     spaces = {"features, random weights": before, "features": plain}
     if projected:

@@ -962,16 +962,20 @@ def test_consistency_prints_a_table_and_draws_it(trained, tmp_path, capsys):
         assert (picture == colour).all(2).sum() > 1000
 
 
+def test_consistency_of_another_loss_shows_the_features_only(trained, tmp_path, capsys, monkeypatch):
+    net, config, _ = mtcd.load_network(trained / "last.pt", CPU)
+    other = {"projectors.depth_from_depth.0.weight": torch.ones(1)}  # as own labels have them
+    monkeypatch.setattr(mtcd, "load_network", lambda *_: (net, dict(config), other))
+    assert run_consistency(trained / "last.pt", "--out", tmp_path) == 0
+    out = capsys.readouterr().out
+    assert "projectors of another loss" in out and "\nprojected features" not in out and "\nfeatures  " in out
+
+
 def test_consistency_ends_in_one_line(trained, tmp_path, capsys, monkeypatch):
     gone = tmp_path / "gone.h5"
     assert run_consistency(trained / "last.pt", "--data", gone, "--out", tmp_path) == 2
     one_line(capsys, "gone.h5", "data_prep.py")
     assert not list(tmp_path.iterdir())
-    net, config, _ = mtcd.load_network(trained / "last.pt", CPU)
-    other = {"projectors.albedo_from_depth.0.weight": torch.ones(1)}
-    monkeypatch.setattr(mtcd, "load_network", lambda *_: (net, dict(config), other))
-    assert run_consistency(trained / "last.pt") == 2
-    one_line(capsys, "last.pt", "regulariser")
     monkeypatch.setattr(consistency.importlib.util, "find_spec", lambda _: None)
     assert run_consistency(trained / "last.pt") == 2
     one_line(capsys, "pip install matplotlib")
