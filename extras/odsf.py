@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 from argparse import ArgumentParser, RawDescriptionHelpFormatter
-from concurrent.futures import BrokenExecutor, ProcessPoolExecutor
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, wait
 from pathlib import Path
 
 import numpy as np
@@ -224,8 +224,6 @@ def read_picture(path: Path, shape: tuple | None = None) -> np.ndarray:
                 array = np.asarray(picture.convert("L"))
         if array.ndim != 2 or not array.size or array.shape != (shape or array.shape):
             raise ValueError(f"its shape is {array.shape}, not {shape or '(height, width)'}")
-        if not np.isfinite(array).all():
-            raise ValueError("it holds NaN or infinity")
     except Exception as error:  # noqa: BLE001  Pillow raises many kinds
         raise UserError(f"{path} cannot be used: {error}") from None
     return array
@@ -262,24 +260,29 @@ def list_jobs(args) -> list[tuple]:
 def start_worker() -> None:
     """A worker leaves Ctrl-C to its parent, and ends when the parent does, however that ends."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    wait = multiprocessing.parent_process().join
-    threading.Thread(target=lambda: (wait(), os._exit(1)), daemon=True).start()
+    parent = multiprocessing.parent_process()
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
 
 
 def count_all(jobs: list[tuple], workers: int) -> np.ndarray:
     """-> (N, 3, 101), in the order of the jobs; says after every 20 how far it is."""
-    counts, start = [], time.monotonic()
+    counts, start, stops = [], time.monotonic(), []
+    handler = signal.signal(signal.SIGINT, lambda *_: stops.append(1))  # nothing breaks off midway
     with ProcessPoolExecutor(workers, initializer=start_worker) as pool:
         try:
-            for done, count in enumerate(pool.map(count_files, *zip(*jobs)), 1):
-                counts.append(count)
+            for done, future in enumerate([pool.submit(count_files, *job) for job in jobs], 1):
+                while not (stops or future.done()):
+                    wait([future], timeout=0.1)
+                if stops:
+                    raise KeyboardInterrupt
+                counts.append(future.result())
                 if done % 20 == 0:
                     left = (time.monotonic() - start) / done * (len(jobs) - done)
                     print(f"{done} of {len(jobs)} pictures, {left:.0f} s left", file=sys.stderr)
-        except BaseException:  # Ctrl-C too: wait for no picture
-            for worker in multiprocessing.active_children():
+        finally:
+            signal.signal(signal.SIGINT, handler)
+            for worker in multiprocessing.active_children():  # after an error wait for no picture
                 worker.kill()
-            raise
     return np.array(counts)
 
 
@@ -337,12 +340,9 @@ def main(argv=None) -> int:
             write(args.json, lambda part: part.write_text(json.dumps(figures, indent=2) + "\n"))
         if args.curve:
             write(args.curve, lambda part: draw_curve(part, figures, *curve))
-    except KeyboardInterrupt:
-        print("odsf: stopped", file=sys.stderr)
-        return 130
-    except (UserError, OSError, ImportError, BrokenExecutor) as error:
-        print("odsf:", *str(error).split(), file=sys.stderr)
-        return 2
+    except (KeyboardInterrupt, UserError, OSError, ImportError, BrokenExecutor) as error:
+        print("odsf:", *str(error).split() or ["stopped"], file=sys.stderr)
+        return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0
 
 
