@@ -308,7 +308,7 @@ def draw_arms(axis, headings):
 
 def draw_training(axis, arms_after):
     """{iterations: the arms} -> along the training, of the seeds that all have: the baseline over
-    itself after 1,500 iterations, and ours over the baseline of the same length."""
+    itself after 1,500 iterations, and ours over the baseline of the same length, thin per seed."""
     seeds = set.intersection(*(set(arms[arm]) for arms in arms_after.values()
                                for arm in ("baseline", "ours")))
     base, ours = ({n: {seed: arms[arm][seed] for seed in seeds} for n, arms in arms_after.items()}
@@ -316,15 +316,16 @@ def draw_training(axis, arms_after):
     level = [statistics.fmean(gains(base[n], base[Run().iterations])) for n in base]
     axis.plot(list(base), level, "o-", color="black", label="baseline, over itself after 1,500")
     gain = {n: gains(ours[n], base[n]) for n in ours}
-    for iterations, values in gain.items():
-        axis.plot((iterations, iterations), compare.interval(values), color="#d55e00")
+    for of_a_seed in zip(*gain.values()):
+        axis.plot(list(gain), of_a_seed, color="#d55e00", linewidth=0.5)
     axis.plot(list(gain), [statistics.fmean(values) for values in gain.values()], "o-",
               color="#d55e00", label="ours, over the baseline as long")
     axis.axhline(0, color="black", linewidth=0.8)
     axis.set(xscale="log", xticks=list(gain), xticklabels=list(gain),
-             xlabel=f"iterations ({len(seeds)} seeds)", ylabel="Delta_m, %, and 95 % interval")
+             xlabel=f"iterations (mean of {len(seeds)} seeds)", ylabel="Delta_m, %")
     axis.minorticks_off()
-    axis.legend()
+    axis.set_box_aspect(1)
+    axis.legend(title="along the training", loc="lower center", bbox_to_anchor=(0.5, 1))
 
 
 def draw(found):
