@@ -258,6 +258,12 @@ def print_tables():
                 for arm in arms}
         print_gains(arms, "baseline", ends)
         print_gains({arm: seeds for arm, seeds in arms.items() if arm != "baseline"}, "ours", ends)
+    if "ours" in settings(read()).get(Run(), {}):
+        print("\n## reported, rooms of seed 2, along the training: seeds that all lengths have\n\n"
+              "| iterations | seeds | baseline, over itself after 1,500, % (95 % interval) "
+              "| ours, over the baseline as long |\n" + "| --- " * 4 + "|")
+        for iterations, values in along_training(settings(read())).items():
+            print(f"| {iterations} | {len(values[0])} |", " | ".join(map(mean_interval, values)), "|")
 
 
 def print_gains(arms, reference, ends):
@@ -272,6 +278,17 @@ def print_gains(arms, reference, ends):
         columns.append(gains(arms[name], arms[reference]))
         print(f"| {name} | {len(columns[0])} | " + " | ".join(map(mean_interval, columns))
               + f" | {ends[name]} |")
+
+
+def along_training(found):
+    """settings() -> {iterations: (Delta_m of each seed's baseline over that after 1,500, of ours
+    over the baseline of the same length)}, of the seeds that all lengths have."""
+    arms = {n: found[Run(iterations=n)] for n in sorted(run.iterations for run in found)
+            if "ours" in found.get(Run(iterations=n), {})}
+    seeds = set.intersection(*(set(arms[n][arm]) for n in arms for arm in ("baseline", "ours")))
+    base, ours = ({n: {seed: arms[n][arm][seed] for seed in sorted(seeds)} for n in arms}
+                  for arm in ("baseline", "ours"))
+    return {n: (gains(base[n], base[Run().iterations]), gains(ours[n], base[n])) for n in arms}
 
 
 def picture_rows(found):
@@ -308,23 +325,17 @@ def draw_arms(axis, headings):
     axis.twinx().set(yticks=list(figures), yticklabels=figures.values(), ylim=(row + 1, 1))
 
 
-def draw_training(axis, arms_after):
-    """{iterations: the arms} -> along the training, of the seeds that all have: the baseline over
-    itself after 1,500 iterations, and ours over the baseline of the same length, thin per seed."""
-    seeds = set.intersection(*(set(arms[arm]) for arms in arms_after.values()
-                               for arm in ("baseline", "ours")))
-    base, ours = ({n: {seed: arms[arm][seed] for seed in seeds} for n, arms in arms_after.items()}
-                  for arm in ("baseline", "ours"))
-    level = [statistics.fmean(gains(base[n], base[Run().iterations])) for n in base]
-    axis.plot(list(base), level, "o-", color="black", label="baseline, over itself after 1,500")
-    gain = {n: gains(ours[n], base[n]) for n in ours}
-    for of_a_seed in zip(*gain.values()):
-        axis.plot(list(gain), of_a_seed, color="#d55e00", linewidth=0.5)
-    axis.plot(list(gain), [statistics.fmean(values) for values in gain.values()], "o-",
-              color="#d55e00", label="ours, over the baseline as long")
+def draw_training(axis, along):
+    """along_training() -> means over seeds, and ours of each seed as a thin line."""
+    levels, effects = ([value[i] for value in along.values()] for i in (0, 1))
+    for label, values, colour in (("baseline, over itself after 1,500", levels, "black"),
+                                  ("ours, over the baseline as long", effects, "#d55e00")):
+        axis.plot(list(along), list(map(statistics.fmean, values)), "o-", color=colour, label=label)
+    for of_a_seed in zip(*effects):
+        axis.plot(list(along), of_a_seed, color="#d55e00", linewidth=0.5)
     axis.axhline(0, color="black", linewidth=0.8)
-    axis.set(xscale="log", xticks=list(gain), xticklabels=list(gain),
-             xlabel=f"iterations (mean of {len(seeds)} seeds)", ylabel="Delta_m, %")
+    axis.set(xscale="log", xticks=list(along), xticklabels=list(along),
+             xlabel=f"iterations (mean of {len(levels[0])} seeds)", ylabel="Delta_m, %")
     axis.minorticks_off()
     axis.set_box_aspect(1)
     axis.legend(title="along the training", loc="lower center", bbox_to_anchor=(0.5, 1))
@@ -337,15 +348,14 @@ def draw(found):
     except ImportError as error:
         raise mtcd.UserError("docs/results.png needs matplotlib: pip install matplotlib") from error
     headings = {heading: arms for heading, arms in picture_rows(found).items() if arms}
-    lengths = sorted(setting.iterations for setting, arms in found.items()
-                     if setting == Run(iterations=setting.iterations) and "ours" in arms)
+    along = along_training(found)
     lines = sum(len(arms) + 2 for arms in headings.values())
-    columns = 1 + (len(lengths) > 1)
+    columns = 1 + (len(along) > 1)
     figure, axes = pyplot.subplots(1, columns, figsize=(12, 1 + lines / 4), squeeze=False,
                                    layout="constrained", width_ratios=[3, 2][:columns])
     draw_arms(axes[0, 0], headings)
     if columns > 1:
-        draw_training(axes[0, 1], {n: found[Run(iterations=n)] for n in lengths})
+        draw_training(axes[0, 1], along)
     with mtcd.replacing(PICTURE) as part:
         figure.savefig(part, format="png", dpi=100)
     print(f"\n{PICTURE}")

@@ -1203,6 +1203,14 @@ def test_tables_equal_figures_worked_out_by_hand(made_up, capsys):
     assert picture[:8] == b"\x89PNG\r\n\x1a\n" == study.PICTURE.read_bytes()[:8] and picture != study.PICTURE.read_bytes()
 
 
+def test_along_the_training_are_the_seeds_that_all_lengths_have(made_up):
+    ours = made_up[study.Run()]["ours"]
+    base = {10: {task: 11.0 if task in ("depth", "normal") else 9.0 for task in study.TASKS}}  # each 10 % worse than 10
+    along = study.along_training(made_up | {study.Run(iterations=750): {"baseline": base, "ours": ours}})
+    expected = {750: ([-10], [(10.4 / 9 - 1 + 1 - 10.4 / 11 + 1 - 10 / 11 + 10.4 / 9 - 1) * 25]), 1500: ([0], [1])}
+    assert along == {length: tuple(map(pytest.approx, values)) for length, values in expected.items()}
+
+
 def test_seed_of_which_a_task_is_missing_does_not_count_yet(made_up):
     lines = study.RESULTS.read_text().splitlines(keepends=True)
     study.RESULTS.write_text("".join(line for line in lines if "only depth,11" not in line))
