@@ -14,8 +14,8 @@ Protocol, written before the runs that it judges (one label per image: before th
             --amp; all else as in `python mtcd.py`, also lambda: 2 here, 0.5 where an image is seen
             fewer than 100 times. Tuning rooms, seed 0: from 750 to 1,500 iterations the baseline
             goes from mIoU 31.8 to 31.5, RMSE 0.639 to 0.629, mErr 23.1 to 22.9, odsF 60.4 to 61.5,
-            0.7 % in the mean, so it is nearly trained out; the gain goes from -1.2 to +4.6 with
-            lambda 2, and from -3.6 to +0.4 with 1. (Seen later: on the reported rooms the
+            0.7 % in the mean, so it was taken to be nearly trained out; the gain goes from -1.2 to
+            +4.6 with lambda 2, and from -3.6 to +0.4 with 1. (Seen later: on the reported rooms the
             baseline gains another 2.6 % by 3,000 iterations, mean of three seeds; hence the
             comparison after 3,000 has six seeds now instead of three)
   pairs     an arm and the baseline (lambda = 0) of one seed start from the same weights and see the
