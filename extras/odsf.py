@@ -215,7 +215,7 @@ def read_picture(path: Path, shape: tuple | None = None) -> np.ndarray:
     """(H, W) of an 8-bit grey picture or of a .npy file; shape: what it has to be."""
     try:
         if path.suffix == ".npy":
-            array = np.load(path, allow_pickle=False)
+            array = np.asarray_chkfinite(np.load(path, allow_pickle=False), float)
         else:
             from PIL import Image
             with Image.open(path) as picture:
@@ -280,9 +280,9 @@ def count_all(jobs: list[tuple], workers: int) -> np.ndarray:
                     left = (time.monotonic() - start) / done * (len(jobs) - done)
                     print(f"{done} of {len(jobs)} pictures, {left:.0f} s left", file=sys.stderr)
         finally:
-            signal.signal(signal.SIGINT, handler)
             for worker in multiprocessing.active_children():  # after an error wait for no picture
                 worker.kill()
+            signal.signal(signal.SIGINT, handler)
     return np.array(counts)
 
 

@@ -241,14 +241,15 @@ def mean_interval(values):
 
 def print_tables():
     """Per setting: the figures; every task's gain with its interval; the loss at the end."""
-    shares, minutes = {}, {}
-    for run, line in read():
+    shares, minutes, lines = {}, {}, read()
+    for run, line in lines:
         share = float(line["share_of_chance"] or "nan")
         shares.setdefault((run.setting, run.arm), []).append(share)
         minutes[run] = float(line["minutes"])
     print(f"{len(minutes)} of {len(plan())} runs made; two at a time they took "
           f"{sum(minutes.values()) / 120:.1f} hours")
-    for setting, arms in settings(read()).items():
+    found = settings(lines)
+    for setting, arms in found.items():
         rooms = "each seed" if setting.rooms_seed == -1 else f"seed {setting.rooms_seed}"
         print(f"\n## {setting.set}, rooms of {rooms}: {setting.rooms} rooms, "
               f"labels per image: {setting.labels}, {setting.backbone}, "
@@ -258,11 +259,11 @@ def print_tables():
                 for arm in arms}
         print_gains(arms, "baseline", ends)
         print_gains({arm: seeds for arm, seeds in arms.items() if arm != "baseline"}, "ours", ends)
-    if "ours" in settings(read()).get(Run(), {}):
+    if "ours" in found.get(Run(), ()):
         print("\n## reported, rooms of seed 2, along the training: seeds that all lengths have\n\n"
               "| iterations | seeds | baseline, over itself after 1,500, % (95 % interval) "
               "| ours, over the baseline as long |\n" + "| --- " * 4 + "|")
-        for iterations, values in along_training(settings(read())).items():
+        for iterations, values in along_training(found).items():
             print(f"| {iterations} | {len(values[0])} |", " | ".join(map(mean_interval, values)), "|")
 
 
@@ -327,7 +328,7 @@ def draw_arms(axis, headings):
 
 def draw_training(axis, along):
     """along_training() -> means over seeds, and ours of each seed as a thin line."""
-    levels, effects = ([value[i] for value in along.values()] for i in (0, 1))
+    levels, effects = zip(*along.values())
     for label, values, colour in (("baseline, over itself after 1,500", levels, "black"),
                                   ("ours, over the baseline as long", effects, "#d55e00")):
         axis.plot(list(along), list(map(statistics.fmean, values)), "o-", color=colour, label=label)
@@ -373,9 +374,10 @@ def main(argv=None):
         if not args.tables:
             return run_all(["tuning"] if args.tuning else ["tuning", "reported"])
         print_tables()
-        if "ours" not in settings(read()).get(Run(), ()):
+        found = settings(read())
+        if "ours" not in found.get(Run(), ()):
             raise mtcd.UserError(f"no picture: {RESULTS} has no runs of the main comparison yet")
-        draw(settings(read()))
+        draw(found)
     return mtcd.exit_status("extras.study", job)
 
 

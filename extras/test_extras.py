@@ -301,6 +301,9 @@ def test_ignore_pictures_mask(tmp_path):
     assert odsf.main(arguments) == 0 and json.loads((tmp_path / "f.json").read_text())["odsF"] < 70
     assert odsf.main([*arguments, "--ignore", str(tmp_path / "i")]) == 0
     assert json.loads((tmp_path / "f.json").read_text())["odsF"] == 100
+    (tmp_path / "i/0.png").unlink()
+    np.save(tmp_path / "i/0.npy", np.where(mask, np.nan, 0))  # neither ignored nor not
+    assert odsf.main([*arguments, "--ignore", str(tmp_path / "i")]) == 2
 
 
 BAD = {"sizes": ("p/1.png", np.zeros((60, 81), np.uint8), "1.png"),
@@ -309,7 +312,7 @@ BAD = {"sizes": ("p/1.png", np.zeros((60, 81), np.uint8), "1.png"),
     "broken": ("p/1.png", b"\x89PNG\r\n\x1a\n then nothing", "1.png"), "empty file": ("p/1.png", b"", "1.png"),
     "missing": ("p/1.png", None, "1.png"), "nan": ("l/2.npy", np.full((60, 80), np.nan), "2.npy"),
     "pickle": ("l/2.npy", np.array([[{}]]), "2.npy"), "three axes": ("l/2.npy", np.zeros((60, 80, 1)), "2.npy"),
-    "cut npy": ("l/2.npy", b"\x93NUMPY\x01\x00", "2.npy"),
+    "text": ("l/2.npy", np.full((60, 80), "x"), "2.npy"), "cut npy": ("l/2.npy", b"\x93NUMPY\x01\x00", "2.npy"),
     "grey label": ("l/1.png", np.full((60, 80), 128, np.uint8), "1.png"),
     "two values": ("l/1.png", np.arange(4800, dtype=np.uint8).reshape(60, 80) % 2 * 254 + 1, "1.png"),
     "twice": ("l/1.npy", np.zeros((60, 80)), "1.npy"),}
