@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""The regulariser's other forms: each is CrossTaskContrast but for one choice.
+"""The regulariser's other forms: each is CrossTaskContrast but for one choice. Those "of 384" look
+at all pairs of 384 samples, so what compares with them is "samples 384", not "ours".
 
 FORMS holds them by name; extras/study.py measures them.
 """
@@ -157,7 +158,8 @@ class InfoNCE(AllPairs):
 ours = functools.partial(functools.partial, CrossTaskContrast)  # ours with another choice
 FORMS = {
     "ours": CrossTaskContrast, "own labels": OwnLabels,
-    "hardest negatives": Hardest, "semi-hard negatives": SemiHard, "InfoNCE": InfoNCE,
+    "hardest negatives of 384": Hardest, "semi-hard negatives of 384": SemiHard,
+    "InfoNCE of 384": InfoNCE,
     "nearest of 4 negatives": functools.partial(NearestOf, among=4),
     "nearest of 16 negatives": functools.partial(NearestOf, among=16),
     "margin 0.1": ours(margin=0.1), "margin 0.3": ours(margin=0.3), "margin 2": ours(margin=2.0),
