@@ -495,7 +495,7 @@ def parse_arguments(argv):
 def main(argv=None):
     """The command line -> exit status: 0, or 2 after one line on stderr."""
     args = parse_arguments(argv)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a file's name may not be in its encoding
+    getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")  # a file's name may not be in its encoding
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if args.job == "check":

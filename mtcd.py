@@ -84,8 +84,8 @@ class CrossTaskContrast(nn.Module):
     >>> contrast = CrossTaskContrast(["semseg", "depth"], channels=64)  # train its parameters, too
     >>> loss = task_losses + 1 * contrast({"semseg": f1, "depth": f2}, {"semseg": y1, "depth": y2})
 
-    Afterwards `share_of_chance` is the loss over its value where positives are as far as negatives
-    (the margin per target): 1 if the projections tell nothing, 0 if the margin parts every triplet.
+    Afterwards `share_of_chance` is the loss over the margin, per target: 0 if it parts all triplets,
+    about 1 if the projections tell nothing (more if it is narrow: compare within one margin only).
     """
 
     def __init__(self, tasks, channels, *,
@@ -273,8 +273,8 @@ class OdsF:
             self.counts += torch.from_numpy(odsf.count_boundaries(p, y, self.max_dist))
 
     def compute(self):
-        matched, predicted, true = self.counts.double()
-        return (200 * matched / (predicted + true).clamp(min=1)).max().item()
+        matched, found = self.counts[0], self.counts[1:].sum(0).double()  # 1: predicted, 2: true
+        return (200 * matched / found.clamp(min=1)).max().item() if found.any() else math.nan
 
 # ---------------------------------------------------------------------------------------- 4. tasks
 # A row per task drives all: to add a task is to add a row. The prediction's channels (None: one per
@@ -386,17 +386,17 @@ class DenseTasks(Dataset):
             sample["parsing"].fill_(255)  # a crop without any part is ignored; 255 + 1 is 0 here
         image = torch.from_numpy(self.arrays["image"][(index, *window)]).permute(2, 0, 1)
         from torchvision.transforms.v2 import functional
-        image = functional.resize(image, [out_h, out_w], antialias=True)  # as cut out
+        image = functional.resize(image, [out_h, out_w], antialias=False)  # as ATRC's
         if self.augment:
             image = distort(image.flip(2) if flip else image, rng)
         image = functional.pad(image, [0, 0, full_w - out_w, full_h - out_h], PADDING)
         return {**sample, "image": image}
 
 def distort(image, rng):
-    """Photometric distortion of a uint8 (3, H, W) RGB image (protocol, as in mmsegmentation): each
-    with probability 1/2, clipped to [0, 255]: brightness + [-32, 32]; contrast * [0.5, 1.5], before
-    or after the next two; saturation * [0.5, 1.5] in HSV; hue by -36 to 34 degrees, as a turn about
-    the grey axis (choice: in HSV it takes longer than all else here)."""
+    """Photometric distortion of a uint8 (3, H, W) RGB image (protocol, as in mmsegmentation), each
+    with probability 1/2: brightness + [-32, 32]; contrast * [0.5, 1.5], before or after the next
+    two; saturation * [0.5, 1.5]; hue by -36 to 34 degrees. Choice: the hue turns about the grey
+    axis, colours are clipped channel by channel; in HSV it takes longer than all else here."""
     brighten, contrast, contrast_last, saturate, turn = rng.random(5) < 0.5
     factor, pixels = rng.uniform(0.5, 1.5), image.float()
     if brighten:
@@ -864,7 +864,7 @@ def build_parser():  # the command line of mtcd.py; what only a protocol can fil
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
     add("--amp", action="store_true", help="bfloat16 where it is safe; not in the regulariser")
     add("--compile", action="store_true", help="compile the network with torch.compile")
-    add("--out", metavar="DIR", help="results (default: in runs/, named by the other arguments)")
+    add("--out", metavar="DIR", help="results, replacing older ones (default: runs/DATASET-ENCODER-...)")
     add("--resume", action="store_true", help="go on from DIR/last.pt as if never stopped")
     add("--eval", action="store_true", help="evaluate --checkpoint on the val split, do not train")
     add("--checkpoint", metavar="FILE", help="last.pt of a run, for --eval")
@@ -961,7 +961,7 @@ def run_evaluation(args, device):
 
 def start_device(name):
     """The device by its name; under torchrun this process's own, with the processes connected."""
-    distributed = "RANK" in os.environ
+    distributed = "LOCAL_RANK" in os.environ
     if distributed and name.startswith("cuda"):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     with blaming(f"--device {name} cannot be used", RuntimeError, AssertionError):

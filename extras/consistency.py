@@ -108,8 +108,7 @@ def consistency(args):
     device = mtcd.start_device(args.device)
     net, config, trained = mtcd.load_network(args.checkpoint, device)
     path = mtcd.find_data(config["dataset"], args.data or config["data"])
-    tasks = config["tasks"]
-    dataset = mtcd.DenseTasks(path, "val", tasks)
+    tasks, dataset = config["tasks"], mtcd.DenseTasks(path, "val", config["tasks"])
     torch.manual_seed(config["seed"])
     start = mtcd.MultiTaskNet(config["channels"], config["backbone"]).to(device)
     contrast = mtcd.CrossTaskContrast(tasks, net.channels).to(device)

@@ -12,8 +12,8 @@ from torchvision.models.segmentation import deeplabv3, deeplabv3_mobilenet_v3_la
 from mtcd import CrossTaskContrast  # or paste the text between its copy marks here
 
 path, iterations = (sys.argv[1:] + ["data/toy.h5", "100"][len(sys.argv) - 1 :])[:2]
-if not h5py.is_hdf5(path):
-    sys.exit(f"foreign_network: {path} is not a data file; python mtcd.py makes data/toy.h5")
+if not (h5py.is_hdf5(path) and iterations.isdecimal()):
+    sys.exit(f"foreign_network: {path} is no data file, or {iterations} no number; python mtcd.py makes data/toy.h5")
 torch.manual_seed(0)
 data = h5py.File(path)["train"]
 classes = len(data.file.attrs["semseg_classes"])

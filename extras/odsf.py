@@ -326,7 +326,7 @@ def main(argv=None) -> int:
     parser.add_argument("--labels", metavar="DIR", required=True)
     parser.add_argument("--ignore", metavar="DIR")
     parser.add_argument("--max-dist", type=float, required=True, help="NYUD-v2 0.011, else 0.0075")
-    parser.add_argument("--workers", type=int, default=os.cpu_count(), help="default: all cores")
+    parser.add_argument("--workers", type=int, default=min(os.cpu_count() or 1, 256), help="default: all cores")
     parser.add_argument("--json", metavar="FILE", help="write the figures")
     parser.add_argument("--curve", metavar="FILE.png", help="draw precision over recall")
     args = parser.parse_args(argv)

@@ -735,6 +735,34 @@ def test_interrupted(tmp_path, number, group):
             time.sleep(.05)
 
 
+# --------------------------------------------------------------------------------------- the reader
+@pytest.mark.parametrize("scale", [0.5, 0.75])
+def test_pictures_shrink_as_in_the_protocol_without_smoothing(scale, tmp_path, monkeypatch):
+    """Each new pixel is interpolated between the four about its centre, as by OpenCV's INTER_LINEAR."""
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3))
+    sample = {"image": picture, "depth": np.ones((64, 96))}
+    path = write_file(tmp_path / "n.h5", "nyud", (64, 96), {"train": [sample]})
+    monkeypatch.setitem(mtcd.PROTOCOLS, "nyud", mtcd.PROTOCOLS["nyud"]._replace(scales=(scale, scale)))
+    monkeypatch.setattr(mtcd, "distort", lambda image, rng: image)
+    at = np.meshgrid(*((np.arange(n * scale) + 0.5) / scale - 0.5 for n in (64, 96)), indexing="ij")
+    expected = np.stack([ndimage.map_coordinates(channel.astype(float), at, order=1, mode="nearest")
+                         for channel in np.moveaxis(picture, 2, 0)])
+    found = mtcd.DenseTasks(path, "train", ["depth"], augment=True)[0]["image"].numpy()
+    found = found[:, : expected.shape[1], : expected.shape[2]].astype(float)
+    assert min(abs(found - expected).max(), abs(found[..., ::-1] - expected).max()) < 1.5  # perhaps flipped
+
+
+def test_a_split_without_any_label_has_no_figures(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "0")  # as some schedulers do; without torchrun it means nothing
+    sample = random_sample(np.random.default_rng(0), (64, 96))
+    nothing = {name: np.full_like(a, 0 if name in ("depth", "normal") else 255) for name, a in sample.items()}
+    path = write_file(tmp_path / "t.h5", "toy", (64, 96), {"train": [sample] * 2, "val": [nothing | {
+        "image": sample["image"]}]})
+    assert main(*quick(path, tmp_path / "run", "--tasks", *TASKS)) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics == {task: {mtcd.TASKS[task].metric: None} for task in TASKS}
+
+
 # --------------------------------------------------------------------------------------- the writer
 @pytest.mark.parametrize("shape", [(2, 600), (600, 2), (1, 1)])
 def test_rooms_of_any_shape(tmp_path, shape):
