@@ -307,11 +307,11 @@ def picture_rows(found):
     """settings() -> {heading: {label: Delta_m of each seed}}, in the order of the picture."""
     main = {name: gains(arm, found[Run()]["baseline"]) for name, arm in found[Run()].items()}
     first = {name: main.pop(name) for name in ("ours", "own labels", "single-task") if name in main}
-    elsewhere = {label + f", {name}" * (name != "ours"): gains(arm, found[setting]["baseline"])
-                 for label, setting in ((label, Run(**ELSEWHERE[label])) for label in ELSEWHERE)
-                 for name, arm in found.get(setting, {}).items() if name != "baseline"}
+    elsewhere = {label + f", {name}" * (name != "ours"): gains(arm, found[Run(**changes)]["baseline"])
+                 for label, changes in ELSEWHERE.items()
+                 for name, arm in found.get(Run(**changes), {}).items() if name != "baseline"}
     main.pop("baseline")
-    return {"main comparison": first, "ours elsewhere": elsewhere, "other forms of the loss": main}
+    return {"main comparison": first, "elsewhere": elsewhere, "other forms of the loss": main}
 
 
 def draw_arms(axis, headings):
