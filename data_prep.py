@@ -430,8 +430,8 @@ def write_h5(out, dataset, splits, read, size):
         for split in splits:
             summarise(split, counts[split], classes)
         sink.check()
-        os.replace(part, out)
         os.replace(picture, f"{out}.preview.png")
+        os.replace(part, out)  # the last that can fail
         print(f"{out} and {out.name}.preview.png: {time.monotonic() - start:.0f} s")
     except (BrokenProcessPool, MemoryError) as error:
         raise PrepError("a worker process was killed: is the memory full?") from error

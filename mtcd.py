@@ -317,7 +317,7 @@ def blaming(what, *kinds):
     except UserError:
         raise
     except kinds as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        reason = " ".join(str(error).partition("Weights only")[0].split())[:200] or type(error).__name__
         raise UserError(f"{what}: {reason}") from error
 
 class DenseTasks(Dataset):
@@ -696,7 +696,7 @@ def replacing(path):
 
 def load_weights(path, *keys):
     """A file of torch.save -> its dictionary, which must have `keys`; no code in it is run."""
-    with blaming(f"{path} cannot be loaded", Exception):  # broken files fail in many ways
+    with blaming(f"{path} cannot be loaded as weights", Exception):  # broken files fail in many ways
         if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
             raise ValueError(f"it is damaged, {damaged} has a wrong checksum")  # torch.load skips it
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -28,7 +28,7 @@ def read_runs(folders):
     """Run folders -> {row: {seed: {task: value}}}, value None where nothing could be measured."""
     rows, labels = {}, {}
     for folder in map(Path, folders):
-        with mtcd.blaming(f"{folder} is no finished run", OSError, ValueError, KeyError, TypeError):
+        with mtcd.blaming(f"{folder} is no finished run", Exception):  # files can be anything
             config = json.loads((folder / "config.json").read_text())
             metrics = json.loads((folder / "metrics.json").read_text())
             seed, tasks = config.pop("seed"), config["tasks"]

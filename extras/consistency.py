@@ -79,7 +79,7 @@ def draw(tasks, spaces):
     from matplotlib.figure import Figure  # no pyplot: no window, no state
     count, edges = len(tasks), np.linspace(0, 2, 51)
     high = 0.8 * count + 0.9  # inches of a part
-    figure = Figure((1.4 * count + 1.2, high * len(spaces) + 0.6), dpi=100, layout="constrained")
+    figure = Figure((max(1.4 * count, 4) + 1.2, high * len(spaces) + 0.6), dpi=100, layout="constrained")
     for part, (title, space) in zip(np.atleast_1d(figure.subfigures(len(spaces))), spaces.items()):
         part.suptitle(f"{title} (rows: whose features; columns: whose labels)", fontsize="medium")
         cells = part.subplots(count, count, sharex=True, squeeze=False)

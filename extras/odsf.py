@@ -240,10 +240,10 @@ def count_files(prediction: Path, label: Path, ignore: Path | None, max_dist: fl
     return count_boundaries(read_picture(prediction, true.shape) / 255, true, max_dist)
 
 
-def find(folder: str, *names: str) -> Path:
-    found = [path for name in names if (path := Path(folder, name)).is_file()]
+def find(folder: str, name: str, *endings: str) -> Path:
+    found = [path for ending in endings if (path := Path(folder, name + ending)).is_file()]
     if len(found) != 1:
-        raise UserError(f"{folder} has {len(found)} files of {' and '.join(names)}: one is needed")
+        raise UserError(f"{folder} has {len(found)} files of {' and '.join(map(name.__add__, endings))}: one is needed")
     return found[0]
 
 
@@ -252,9 +252,8 @@ def list_jobs(args) -> list[tuple]:
     names = {p.stem for p in Path(args.labels).iterdir() if p.suffix.lower() in (".png", ".npy")}
     if not names:
         raise UserError(f"{args.labels} holds no .png and no .npy")
-    pictures = [(f"{name}.png", f"{name}.npy") for name in sorted(names)]
-    return [(find(args.predictions, png), find(args.labels, png, npy),
-             args.ignore and find(args.ignore, png, npy), args.max_dist) for png, npy in pictures]
+    return [(find(args.predictions, name, ".png"), find(args.labels, name, ".png", ".npy"),
+             args.ignore and find(args.ignore, name, ".png", ".npy"), args.max_dist) for name in sorted(names)]
 
 
 def start_worker() -> None:
@@ -295,15 +294,13 @@ def summarise(counts: np.ndarray) -> tuple[dict, np.ndarray, np.ndarray]:
     reached, first = np.unique(recall, return_index=True)
     area = np.interp(np.arange(101), reached, precision[first], left=0, right=0).sum() / 100
     best, area = f_scores(total).argmax(), min(area, 100) if reached.size > 1 else 0
-    names = "odsF", "threshold", "precision", "recall", "oisF", "AP"
-    values = (f_scores(total)[best], THRESHOLDS[best], precision[best], recall[best],
-              f_scores(own[:, None])[0], area)
-    return dict(zip(names, map(float, values)), images=len(counts)), precision, recall
+    figures = {"odsF": f_scores(total)[best], "threshold": THRESHOLDS[best], "precision": precision[best],
+               "recall": recall[best], "oisF": f_scores(own[:, None])[0], "AP": area}
+    return {name: float(f) for name, f in figures.items()} | {"images": len(counts)}, precision, recall
 
 
-def draw_curve(path: Path, figures: dict, precision: np.ndarray, recall: np.ndarray) -> None:
-    from matplotlib.figure import Figure
-    axes = Figure().add_subplot(xlim=(0, 100), ylim=(0, 100), xlabel="recall", ylabel="precision")
+def draw_curve(path: Path, figure, figures: dict, precision: np.ndarray, recall: np.ndarray) -> None:
+    axes = figure.add_subplot(xlim=(0, 100), ylim=(0, 100), xlabel="recall", ylabel="precision")
     axes.plot(recall, precision, "-", figures["recall"], figures["precision"], "o")
     axes.set_title(f"odsF {figures['odsF']:.2f}, AP {figures['AP']:.2f}, in percent")
     axes.figure.savefig(path, format="png")
@@ -333,15 +330,18 @@ def main(argv=None) -> int:
     if not 0 <= args.max_dist <= 0.1 or not 1 <= args.workers <= 256:
         parser.error("--max-dist must be 0 to 0.1, --workers 1 to 256")
     try:
+        if args.curve:  # not after the work
+            from matplotlib.figure import Figure
         figures, *curve = summarise(count_all(list_jobs(args), args.workers))
         print("odsF {odsF:.2f} (threshold {threshold:g}, precision {precision:.2f}, recall "
               "{recall:.2f}), oisF {oisF:.2f}, AP {AP:.2f} %, {images} pictures".format(**figures))
         if args.json:
             write(args.json, lambda part: part.write_text(json.dumps(figures, indent=2) + "\n"))
         if args.curve:
-            write(args.curve, lambda part: draw_curve(part, figures, *curve))
+            write(args.curve, lambda part: draw_curve(part, Figure(), figures, *curve))
     except (KeyboardInterrupt, UserError, OSError, ImportError, BrokenExecutor) as error:
-        print("odsf:", *str(error).split() or ["stopped"], file=sys.stderr)
+        hint = ["- pip install matplotlib"] * isinstance(error, ImportError)
+        print("odsf:", *str(error).split() or ["stopped"], *hint, file=sys.stderr)
         return 130 if isinstance(error, KeyboardInterrupt) else 2
     return 0
 

@@ -6,13 +6,13 @@ step and its parts, and extras.bench under NYUD's protocol on rendered rooms of 
     OMP_NUM_THREADS=2 python -m extras.peers     four minutes on 2 CPU cores; medians of 5, in turn
 """
 import argparse
+import sys
 import tempfile
+from importlib.util import find_spec
 
 import h5py
-import timm
 import torch
 import torch.nn.functional as F
-from pytorch_metric_learning import losses, miners
 
 import data_prep
 import mtcd
@@ -46,6 +46,7 @@ def backward(outputs):
 
 
 def encoders():
+    import timm
     x = torch.randn(2, 3, 416, 544)
     ours = mtcd.build_backbone("hrnet18s").to(memory_format=torch.channels_last)
     peer = timm.create_model(  # without its classification head
@@ -76,6 +77,7 @@ def steps():
 
 
 def regularisers():
+    from pytorch_metric_learning import losses, miners
     embedding, label = torch.randn(384, 64), torch.randint(10, (384,))
     valid = torch.ones(384, dtype=torch.bool)
     contrast = mtcd.CrossTaskContrast(list(TASKS), 64)
@@ -112,16 +114,24 @@ def bench():
         path = f"{folder}/nyud.h5"
         data_prep.make_toy(path, train=32, val=8, height=425, width=560)
         with h5py.File(path, "r+") as file:
-            file.attrs["dataset"] = "nyud"  # its tasks, crops and scales; the rooms' 14 classes
+            file.attrs["dataset"] = "nyud"  # its tasks, crops and scales; the rooms' 16 classes
         print(flush=True)
         bench_main(["--dataset", "nyud", "--data", path, "--device", "cpu"])
 
 
+def main(argv=None):
+    def job():
+        mtcd.Parser("python -m extras.peers", description=__doc__,
+                    formatter_class=argparse.RawTextHelpFormatter).parse_args(argv)
+        if not (find_spec("timm") and find_spec("pytorch_metric_learning")):
+            raise mtcd.UserError("the peers are missing: pip install timm pytorch-metric-learning")
+        torch.manual_seed(0)
+        encoders()
+        steps()
+        regularisers()
+        bench()
+    return mtcd.exit_status("extras.peers", job)
+
+
 if __name__ == "__main__":
-    argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter).parse_args()
-    torch.manual_seed(0)
-    encoders()
-    steps()
-    regularisers()
-    bench()
+    sys.exit(main())

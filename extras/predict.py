@@ -41,8 +41,9 @@ def to_8_bits(picture):
 def read_picture(path):
     """A picture file of any kind -> RGB, upright, 8 bits."""
     try:
-        with warnings.catch_warnings(), Image.open(path) as picture:
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
+        with (warnings.catch_warnings(action="ignore"),
+              warnings.catch_warnings(action="error", category=Image.DecompressionBombWarning),
+              Image.open(path) as picture):
             picture = ImageOps.exif_transpose(picture)
             if picture.mode[0] in "IF":
                 picture = to_8_bits(picture)
@@ -60,9 +61,8 @@ def predict_picture(net, picture, longest, device):
     """RGB picture -> task -> the network's output (1, K, h, w), h and w `longest` at most."""
     shrink = min(1, longest / max(picture.size))
     size = [max(1, round(n * shrink)) for n in picture.size]
-    small = np.array(picture.resize(size, Image.Resampling.BILINEAR))
-    image = torch.from_numpy(small).permute(2, 0, 1)[None]  # (1, 3, h, w)
-    return net(mtcd.to_device({"image": image}, device)[0])
+    image = torch.from_numpy(np.array(picture.resize(size, Image.Resampling.BILINEAR)))
+    return net(mtcd.to_device({"image": image.permute(2, 0, 1)[None]}, device)[0])
 
 
 @torch.inference_mode()
@@ -74,8 +74,7 @@ def resized(task, prediction, size):
     result = mtcd.postprocess(task, prediction).cpu()
     method = "bilinear" if result.is_floating_point() else "nearest-exact"
     flat = result.ndim == 3  # (1, h, w)
-    maps = F.interpolate((result[:, None] if flat else result).float(), size, mode=method)
-    maps = maps.to(result.dtype)
+    maps = F.interpolate((result[:, None] if flat else result).float(), size, mode=method).to(result.dtype)
     if task == "normal":
         maps /= maps.norm(dim=1, keepdim=True).clamp_(min=1e-12)
     return pictures.as_label((maps[0, 0] if flat else maps[0]).numpy())
@@ -99,10 +98,10 @@ def save_arrays(path, predictions, size):
 
 
 def free_name(path, out, taken):
-    """The picture's name, with a number if its files were inputs or other pictures' outputs."""
+    """The picture's name, with a number if its files are inputs, other outputs, or one alone."""
     for name in itertools.chain([path.stem], (f"{path.stem}-{k}" for k in itertools.count(2))):
         files = {(out / f"{name}{suffix}").resolve() for suffix in (".png", ".npz")}
-        if not files & taken:
+        if not files & taken and sum(map(Path.exists, files)) != 1:  # one alone is a stranger's
             taken |= files
             return name
 
@@ -117,6 +116,8 @@ def predict(args):
         try:
             picture = read_picture(path)
         except mtcd.UserError as error:
+            if len(args.images) == 1:
+                raise
             print(f"extras.predict: {error}", file=sys.stderr)
             failed += 1
             continue

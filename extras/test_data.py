@@ -28,7 +28,7 @@ from skimage import morphology
 
 import data_prep
 import mtcd
-from extras import predict, rooms
+from extras import compare, odsf, peers, predict, rooms
 from extras.datafile import in_order
 from extras.normals import normals_from_depth
 from test_mtcd import (
@@ -621,8 +621,27 @@ def test_a_bad_checkpoint_is_one_line_and_runs_nothing(content, toy_file, tmp_pa
         path.write_bytes(content)
     for arguments in (["--eval", "--checkpoint", path], quick(toy_file, tmp_path, "--resume")):
         assert main(*arguments) == 2
-        one_line(capsys, "last.pt")
+        errors = capsys.readouterr().err.splitlines()
+        assert len(errors) == 1 and "last.pt" in errors[0] and "weights_only" not in errors[0], errors
     assert not Path("exploded").exists()
+
+
+def test_bad_input_of_the_other_programs_is_one_line(trained, tmp_path, capsys, monkeypatch):
+    assert predict.main([str(tmp_path), "--checkpoint", str(trained / "last.pt")]) == 2
+    one_line(capsys, str(tmp_path), "not a readable picture")
+    for name in ("config.json", "metrics.json"):
+        (tmp_path / name).write_text("null")
+    assert compare.main([str(tmp_path)]) == 2
+    one_line(capsys, str(tmp_path), "no finished run")
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)  # as if it were not installed
+    save(tmp_path / "e.png", np.zeros((8, 8), np.uint8))
+    arguments = ["--predictions", tmp_path, "--labels", tmp_path, "--max-dist", 0.02, "--curve", tmp_path / "c.png"]
+    assert odsf.main([*map(str, arguments)]) == 2
+    output = capsys.readouterr()
+    assert not output.out and re.fullmatch(r"odsf: .*matplotlib.* - pip install matplotlib\n", output.err)
+    monkeypatch.setattr(peers, "find_spec", lambda name: None)
+    assert peers.main([]) == 2
+    one_line(capsys, "pip install timm")
 
 
 @pytest.mark.parametrize("name", ["last.pt", "log.csv", "metrics.json", "preview.png", "config.json"])
@@ -686,6 +705,10 @@ def test_missing_folder_and_bad_out(tmp_path, capfd):
     for out in (tmp_path / "file/o.h5", Path("/proc/o.h5"), tmp_path / "folder", Path("/dev/null")):
         assert str(out) in fails(capfd, "nyud", "--raw", tmp_path / "n", "--out", out)
     assert not list((tmp_path / "folder").iterdir()) and not Path("/dev/null").is_file()
+    out = old_file(tmp_path)
+    Path(f"{out}.preview.png").mkdir()
+    assert "as it was before" in fails(capfd, "nyud", "--raw", tmp_path / "n", "--out", out)
+    assert out.read_text() == "the old one"
 
 
 @pytest.mark.parametrize("arguments", [

@@ -745,7 +745,7 @@ def test_unreadable_pictures_are_named_and_the_rest_is_done(trained, tmp_path, c
     for name, value in (("nan.tif", np.nan), ("less.tif", -1), ("more.tif", 1e6)):
         Image.fromarray(np.array([[0, value]], np.float32)).save(tmp_path / name)
     Image.new("RGB", (40, 30)).save(tmp_path / "good.png")
-    Image.new("RGB", (400, 300)).save(tmp_path / "bomb.png")
+    Image.new("RGB", (150, 100)).save(tmp_path / "bomb.png")  # half as much again as what is allowed
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10_000)
     names = ("empty.png", "text.jpg", "missing.png", "bomb.png", "nan.tif", "less.tif", "more.tif", "")
     bad = [tmp_path / name for name in names]
@@ -757,14 +757,14 @@ def test_unreadable_pictures_are_named_and_the_rest_is_done(trained, tmp_path, c
 
 def test_predictions_never_overwrite_their_input_or_each_other(trained, tmp_path):
     (tmp_path / "b").mkdir()
-    for path in ("a.png", "b/a.png", "a-2.png", "c.jpg"):
+    for path in ("stranger.png", "stranger.jpg", "a.png", "b/a.png", "a-2.png", "c.jpg"):
         Image.new("RGB", (40, 30), "red").save(tmp_path / path)
     (tmp_path / "c.npz").write_bytes(b"kept")
-    inputs = [tmp_path / name for name in ("a.png", "b/a.png", "a-2.png", "c.jpg", "c.npz")]
-    before = [path.read_bytes() for path in inputs]
-    assert run_predict(trained, tmp_path, *inputs) == 2  # c.npz is no picture
-    assert [path.read_bytes() for path in inputs] == before
-    assert len(list(tmp_path.glob("*.npz"))) == 5 and len(list(tmp_path.glob("*.png"))) == 6
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*.*")}
+    inputs = [path for path in kept if path.name != "stranger.png"]
+    for _ in range(2):  # the same again gives the same names; c.npz is no picture
+        assert run_predict(trained, tmp_path, *inputs) == 2 and kept == {path: path.read_bytes() for path in kept}
+        assert len(list(tmp_path.glob("*.npz"))) == 6 and len(list(tmp_path.glob("*.png"))) == 8
 
 
 def test_predictions_that_are_not_finite_are_refused(trained, tmp_path, capsys, monkeypatch):
