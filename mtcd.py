@@ -310,14 +310,14 @@ class UserError(Exception):
     """Bad use or bad input: its text is the one line that the user sees."""
 
 @contextmanager
-def blaming(what, *kinds):
-    """Errors of these kinds, which outside causes have, become a UserError that begins with `what`."""
+def blaming(what, *kinds, before="\0"):
+    """Errors of these kinds, from outside, become a UserError: `what`, their text `before` a phrase."""
     try:
         yield
     except UserError:
         raise
     except kinds as error:
-        reason = " ".join(str(error).partition("Weights only")[0].split())[:200] or type(error).__name__
+        reason = " ".join(str(error).partition(before)[0].split())[:200] or type(error).__name__
         raise UserError(f"{what}: {reason}") from error
 
 class DenseTasks(Dataset):
@@ -696,7 +696,7 @@ def replacing(path):
 
 def load_weights(path, *keys):
     """A file of torch.save -> its dictionary, which must have `keys`; no code in it is run."""
-    with blaming(f"{path} cannot be loaded as weights", Exception):  # broken files fail in many ways
+    with blaming(f"{path} cannot be loaded as weights", Exception, before="Weights only"):  # not torch's advice
         if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
             raise ValueError(f"it is damaged, {damaged} has a wrong checksum")  # torch.load skips it
         content = torch.load(path, map_location="cpu", weights_only=True)

@@ -303,7 +303,7 @@ def draw_curve(path: Path, figure, figures: dict, precision: np.ndarray, recall:
     axes = figure.add_subplot(xlim=(0, 100), ylim=(0, 100), xlabel="recall", ylabel="precision")
     axes.plot(recall, precision, "-", figures["recall"], figures["precision"], "o")
     axes.set_title(f"odsF {figures['odsF']:.2f}, AP {figures['AP']:.2f}, in percent")
-    axes.figure.savefig(path, format="png")
+    figure.savefig(path, format="png")
 
 
 def write(path: str, save) -> None:

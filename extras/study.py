@@ -253,7 +253,8 @@ def mean_interval(values):
 
 
 def print_tables():
-    """Per setting: the figures; every task's gain with its interval; the loss at the end."""
+    """Per setting: the figures; every task's gain with its interval; the loss at the end. ->
+    settings() of what was read."""
     shares, minutes, lines = {}, {}, read()
     for run, line in lines:
         share = float(line["share_of_chance"] or "nan")
@@ -279,6 +280,7 @@ def print_tables():
               "| ours, over the baseline as long |\n" + "| --- " * 4 + "|")
         for iterations, values in along_training(found).items():
             print(f"| {iterations} | {len(values[0])} |", " | ".join(map(mean_interval, values)), "|")
+    return found
 
 
 def print_gains(arms, reference, ends):
@@ -388,8 +390,7 @@ def main(argv=None):
         args = parser.parse_args(argv)
         if not args.tables:
             return run_all(["tuning"] if args.tuning else ["tuning", "reported"])
-        print_tables()
-        found = settings(read())
+        found = print_tables()
         if "ours" not in found.get(Run(), ()):
             raise mtcd.UserError(f"no picture: {RESULTS} has no runs of the main comparison yet")
         draw(found)
