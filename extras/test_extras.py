@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import h5py
-import matplotlib
 import numpy as np
 import pytest
 import torch
@@ -25,17 +24,16 @@ import torch.nn.functional as F
 from PIL import Image
 from scipy import ndimage, sparse, stats
 from scipy.optimize import linear_sum_assignment
-from skimage.color import deltaE_ciede2000, rgb2lab
-from skimage.morphology import thin as skimage_thin
 from torch import nn
 
 import data_prep
 import mtcd
 from extras import bench, compare, consistency, odsf, pictures, predict, rooms, study
 from extras.arms import FORMS, AllPairs, NearestOf
+from extras.test_data import skimage_thin
 from test_mtcd import CPU, one_line
 
-pytest_plugins = ["test_mtcd"]  # its fixtures
+pytest_plugins = ["test_mtcd", "extras.test_data"]  # their fixtures
 ROOT = Path(mtcd.__file__).parent
 
 
@@ -609,7 +607,7 @@ def test_every_class_occurs_and_depth_and_light_vary(many_rooms):
 # ------------------------------------------------------------------------------------------------------------ pictures
 def test_depth_is_matplotlibs_viridis_near_dark_and_ignored_pixels_are_void():
     depth = np.linspace(1, 5, 256, dtype=np.float32)[None]
-    expected = 255 * matplotlib.colormaps["viridis"](np.arange(256))[:, :3]
+    expected = 255 * pytest.importorskip("matplotlib").colormaps["viridis"](np.arange(256))[:, :3]
     assert abs(pictures.colourise("depth", depth)[0] - expected).max() <= 11
     depth = np.array([[0, 1, 2, np.nan, np.inf]], np.float32)
     drawn = pictures.colourise("depth", depth, (1, 2))
@@ -640,8 +638,9 @@ def test_a_task_that_the_module_does_not_know_is_drawn_by_its_array():
 
 def test_forty_classes_and_void_stay_apart_for_the_eye_and_keep_their_colours():
     colours = pictures.class_colours(40)
-    lab = rgb2lab(np.vstack([colours, [pictures.VOID]])[None] / 255)[0]
-    gap = deltaE_ciede2000(lab[:, None], lab[None]) + 100 * np.eye(41)
+    color = pytest.importorskip("skimage.color")
+    lab = color.rgb2lab(np.vstack([colours, [pictures.VOID]])[None] / 255)[0]
+    gap = color.deltaE_ciede2000(lab[:, None], lab[None]) + 100 * np.eye(41)
     assert gap.min() > 7  # hues a golden angle apart: 1.7
     assert gap[:15, :15].min() > 15
     assert (pictures.class_colours(256)[:40] == colours).all()
@@ -948,7 +947,7 @@ def test_consistency_is_100_where_features_are_the_labels_50_where_they_are_nois
     assert math.isnan(consistency.closer(torch.zeros(2, 0)))
 
 
-def test_consistency_prints_a_table_and_draws_it(trained, tmp_path, capsys):
+def test_consistency_prints_a_table_and_draws_it(trained, tmp_path, capsys, plots):
     outputs = []
     for _ in range(2):
         assert run_consistency(trained / "last.pt", "--out", tmp_path) == 0
@@ -965,7 +964,7 @@ def test_consistency_prints_a_table_and_draws_it(trained, tmp_path, capsys):
         assert (picture == colour).all(2).sum() > 1000
 
 
-def test_consistency_of_another_loss_shows_the_features_only(trained, tmp_path, capsys, monkeypatch):
+def test_consistency_of_another_loss_shows_the_features_only(trained, tmp_path, capsys, monkeypatch, plots):
     net, config, _ = mtcd.load_network(trained / "last.pt", CPU)
     other = {"projectors.depth_from_depth.0.weight": torch.ones(1)}  # as own labels have them
     monkeypatch.setattr(mtcd, "load_network", lambda *_: (net, dict(config), other))
@@ -974,7 +973,7 @@ def test_consistency_of_another_loss_shows_the_features_only(trained, tmp_path, 
     assert "projectors of another loss" in out and "\nprojected features" not in out and "\nfeatures  " in out
 
 
-def test_consistency_ends_in_one_line(trained, tmp_path, capsys, monkeypatch):
+def test_consistency_ends_in_one_line(trained, tmp_path, capsys, monkeypatch, plots):
     gone = tmp_path / "gone.h5"
     assert run_consistency(trained / "last.pt", "--data", gone, "--out", tmp_path) == 2
     one_line(capsys, "gone.h5", "data_prep.py")
@@ -1187,7 +1186,7 @@ def made_up(tmp_path, monkeypatch):
     return study.settings(study.read())
 
 
-def test_tables_equal_figures_worked_out_by_hand(made_up, capsys):
+def test_tables_equal_figures_worked_out_by_hand(made_up, capsys, plots):
     arms = made_up[study.Run()]
     assert list(made_up) == [study.Run()] and list(arms) == ["baseline", "ours", "single-task"]
     # ours: semseg and boundary 4 and 8 % up, depth (lower is better) as much worse, normal alike
@@ -1215,7 +1214,7 @@ def test_along_the_training_are_the_seeds_that_all_lengths_have(made_up):
     assert along == {length: tuple(map(pytest.approx, values)) for length, values in expected.items()}
 
 
-def test_seed_of_which_a_task_is_missing_does_not_count_yet(made_up):
+def test_seed_of_which_a_task_is_missing_does_not_count_yet(made_up, plots):
     lines = study.RESULTS.read_text().splitlines(keepends=True)
     study.RESULTS.write_text("".join(line for line in lines if "only depth,11" not in line))
     arms = study.settings(study.read())[study.Run()]
