@@ -1,510 +1,996 @@
 # SPDX-License-Identifier: MIT
 """Contrastive Multi-Task Dense Prediction (Yang, Ye, Xu; AAAI 2023), a reference implementation.
 
-One network solves many per-pixel tasks of an image. While it trains, the labels of one task
-regularise the features of another through a triplet loss; at inference nothing of that is left.
+One network solves many per-pixel tasks of one image. While it trains, the labels of one task
+regularise the features of another through a triplet loss. At inference nothing of that is left.
 
     python mtcd.py                                         train and evaluate on rendered rooms
     python mtcd.py --contrast 0                            the multi-task baseline
     python mtcd.py --tasks depth                           a single-task network
-    python mtcd.py --eval --checkpoint runs/NAME/last.pt   the figures of a trained network again
-    python mtcd.py --dataset nyud --pretrained hrnet_w18_small_v2.pth      the papers' benchmark
+    python mtcd.py --eval --checkpoint runs/NAME/last.pt   the metrics of a trained network again
+    python mtcd.py --dataset nyud                          the papers' benchmark
     torchrun --nproc_per_node=4 mtcd.py --dataset nyud --amp               on several GPUs
 
-Sections: 1 the regulariser (the contribution; to be copied alone)  2 task losses  3 metrics
-4 tasks, protocols  5 data  6 backbones  7 model  8 evaluation  9 training  10 command line
-The paper's full text was not at hand. "Stated" is what its abstract and the captions of figures
-1 and 2 say; "choice", what they leave open; "protocol", what ATRC's public code (Bruggemann et
-al., 2021), and after it InvPT's (Ye and Xu, 2022), does on these benchmarks.
+Sections, in the order of the paper:
+     1  the regulariser     the contribution: the triplet loss between tasks; copy it alone
+     2  task losses         one per kind of label
+     3  metrics             over a whole split, as the field reports them
+     4  tasks, protocols    the tables that drive all else
+     5  data                HDF5 files, augmentation
+     6  backbones           HRNet, ResNet
+     7  model               shared encoder, a feature map and a prediction per task
+     8  training            the loop
+     9  evaluation          metrics of a split
+    10  safety              logs, checkpoints, signals, errors: skip it at a first reading
+    11  command line
+
+The paper's full text was not at hand. "Stated" is what its abstract and the captions of its
+figures 1 and 2 say. "Choice" is what they leave open. "Protocol" is what ATRC's public code
+(Bruggemann et al., 2021), and after it InvPT's (Ye and Xu, 2022), does on these benchmarks.
 """
+
 import argparse
 import csv
-import itertools
+import importlib
 import json
 import math
 import os
+import pickle
+import re
+import shlex
 import signal
 import sys
 import time
 import zipfile
-from collections import namedtuple
-from contextlib import ExitStack, contextmanager
+import zlib
+from contextlib import contextmanager
+from itertools import count, islice
 from pathlib import Path
 
 import h5py
 import numpy as np
-import torch
 import torch.distributed as dist
-import torch.nn.functional as F
-from torch import nn  # torchvision, as slow to import as torch, where it is needed
 from torch.utils.data import DataLoader, Dataset
 
-from extras import odsf, pictures
+# torchvision takes as long to import as torch, so it is imported where it is used.
+# isort: split
 
 
 # ------------------------------------------------------------------------------ 1. the regulariser
 # >>> copy from here
+# Cross-task contrast for multi-task dense prediction, from mtcd (MIT licence), an independent
+# implementation of: Siwei Yang, Hanrong Ye, Dan Xu, "Contrastive Multi-Task Dense Prediction",
+# AAAI 2023, arXiv 2307.07934. "Stated": the paper says so. "Choice": the paper leaves it open.
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+
+def class_distance(a, b):
+    """0 where two labels (..., 1) are the same class, else 1 -> (...)."""
+    return (a != b).any(-1).float()
+
+
+def depth_distance(a, b):
+    """|log a - log b| of two depths (..., 1) -> (...). A ratio, so near and far count alike."""
+    return (a.log() - b.log()).abs().sum(-1)
+
+
+def normal_distance(a, b):
+    """The angle between two normals (..., 3) in degrees -> (...)."""
+    cosine = F.cosine_similarity(a, b, dim=-1)
+    return cosine.clamp(-1, 1).acos().rad2deg()
+
+
+def has_class(label):
+    """Which labels (n, 1) are a class -> (n,) bool. 255 and what is negative are void."""
+    return ((label >= 0) & (label != 255)).all(-1)
+
+
+def has_depth(label):
+    """Which labels (n, 1) are a depth -> (n,) bool."""
+    return (label.isfinite() & (label > 0)).all(-1)
+
+
+def has_normal(label):
+    """Which labels (n, 3) are a normal -> (n,) bool."""
+    return label.isfinite().all(-1) & (label != 0).any(-1)
+
+
+@dataclass(frozen=True)
 class Criterion:
-    """When two pixels are alike under one task's labels. That one criterion serves discrete and
-    continuous labels is stated; the distances and thresholds are choices."""
+    """When two pixels are alike under one task's labels.
 
-    def __init__(self, distance, positive, negative, valid, balanced=False):
-        self.distance = distance  # of label tensors (..., K), broadcast -> (...)
-        self.positive = positive  # a pair at most this far apart is positive
-        self.negative = negative  # a pair at least this far apart is negative; in between: neither
-        self.valid = valid  # labels (n, K) -> (n,) bool: pixels that have ground truth
-        self.balanced = balanced  # draw all classes equally often: boundary is 3 % of the pixels
+    Stated: one criterion serves discrete and continuous labels. Choice: distances and thresholds.
+    """
 
-CLASSES = Criterion(  # the same class or another
-    distance=lambda a, b: (a != b).any(-1).float(), positive=0, negative=1,
-    valid=lambda y: (y != 255).all(-1), balanced=True)
-DEPTH = Criterion(  # the ratio of two depths, so that near and far count alike
-    distance=lambda a, b: (a.log() - b.log()).abs().sum(-1), positive=0.05, negative=0.2,
-    valid=lambda y: (y.isfinite() & (y > 0)).all(-1))
-NORMAL = Criterion(  # the angle between two normals in degrees
-    distance=lambda a, b: F.cosine_similarity(a, b, dim=-1).clamp(-1, 1).acos().rad2deg(),
-    positive=10, negative=30, valid=lambda y: y.isfinite().all(-1) & (y != 0).any(-1))
-CRITERIA = {"semseg": CLASSES, "parsing": CLASSES, "saliency": CLASSES, "boundary": CLASSES,
-            "depth": DEPTH, "normal": NORMAL}
+    distance: Callable  # of labels (..., K) and (..., K) -> (...)
+    valid: Callable  # of labels (n, K) -> (n,) bool: which pixels have ground truth
+    positive: float  # a pair is positive at this distance or nearer,
+    negative: float  # negative at this distance or farther, and neither in between
+    channels: int = 1  # K
+    balanced: bool = False  # draw all classes equally often: 3 % of the pixels are boundary
+
+
+CLASSES = Criterion(class_distance, has_class, positive=0, negative=1, balanced=True)
+DEPTH = Criterion(depth_distance, has_depth, positive=0.05, negative=0.2)  # 5 and 22 % farther
+NORMAL = Criterion(normal_distance, has_normal, positive=10, negative=30, channels=3)  # degrees
+CRITERIA = {
+    "semseg": CLASSES,
+    "parsing": CLASSES,
+    "saliency": CLASSES,
+    "boundary": CLASSES,
+    "depth": DEPTH,
+    "normal": NORMAL,
+}
+
 
 class CrossTaskContrast(nn.Module):
     """Feature-wise contrastive consistency: one task's labels regularise another task's features.
 
-    Stated: in every call each target task draws one random source task, never itself; every
-    (target, source) pair has a projector of its own; pixels are sampled under the source's ground
-    truth and enter a triplet loss; the losses of the targets are summed. All else is a choice:
+    Stated: in every call each target task draws one random source task, never itself. Every
+    (target, source) pair has a projector of its own. Pixels are sampled under the source's ground
+    truth and enter a triplet loss. The losses of the targets are summed.
 
-    tasks       names; those of CRITERIA are known, others need a Criterion in `criteria`
-    channels    C, the width of every feature map
-    dim         width of the projections, of unit length, compared by Euclidean distance
-    samples     pixels drawn per target, from the whole batch; only they are projected
-    candidates  how many of these each pixel looks at to find its positive and its negative
-    margin      m of max(0, d(anchor, positive) - d(anchor, negative) + m)
+    tasks: names. Those of CRITERIA are known; others need a Criterion in `criteria`.
+    channels: C, the width of every feature map.
 
     >>> contrast = CrossTaskContrast(["semseg", "depth"], channels=64)  # train its parameters, too
-    >>> loss = task_losses + 1 * contrast({"semseg": f1, "depth": f2}, {"semseg": y1, "depth": y2})
+    >>> regulariser = contrast({"semseg": f1, "depth": f2}, {"semseg": y1, "depth": y2})
+    >>> loss = task_losses + 0.5 * regulariser
 
-    Afterwards `share_of_chance` is the loss over the margin, per target: 0 if it parts all triplets,
-    about 1 if the projections tell nothing (more if it is narrow: compare within one margin only).
+    After a call `share_of_chance` is the loss over the margin, per target: 0 if it parts all
+    triplets, about 1 if the projections tell nothing. Compare it within one margin only.
     """
 
-    def __init__(self, tasks, channels, *,
-                 dim=64, samples=1024, candidates=48, margin=1.0, criteria=()):
+    def __init__(
+        self,
+        tasks,
+        channels,
+        *,
+        samples=1024,  # pixels drawn per target, over the whole batch
+        candidates=48,  # others that a pixel looks at for its positive and its negative
+        dim=64,  # width of the projections; they have length 1
+        margin=1.0,  # m of max(0, d(anchor, positive) - d(anchor, negative) + m)
+        criteria=None,  # {task: Criterion} of tasks that CRITERIA does not know
+    ):
         super().__init__()
-        self.tasks, self.criteria = list(tasks), {**CRITERIA, **dict(criteria)}
+        self.tasks = list(tasks)
+        self.channels = channels
+        self.samples = samples
+        self.candidates = candidates
+        self.margin = margin
+
+        self.criteria = {**CRITERIA, **(criteria or {})}
         unknown = [task for task in self.tasks if task not in self.criteria]
         if unknown:
             raise ValueError(f"no criterion for {unknown}: pass criteria={{name: Criterion(...)}}")
-        self.samples, self.candidates, self.margin = samples, candidates, margin
-        self.projectors = nn.ModuleDict({  # pointwise, so the sampled pixels alone are projected
-            f"{target}_from_{source}": nn.Sequential(
-                nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, dim))
-            for target in self.tasks for source in self.tasks if source != target})
+
+        self.projectors = nn.ModuleDict()
+        for target, source in self.pairs():
+            self.projectors[f"{target}_from_{source}"] = self.build_projector(channels, dim)
+
+    def pairs(self):
+        """All (target, source) pairs; a task is never its own source (stated)."""
+        return [(t, s) for t in self.tasks for s in self.tasks if s != t]
+
+    def build_projector(self, channels, dim):
+        """(n, C) -> (n, dim). It is pointwise, so the sampled pixels alone are projected."""
+        return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, dim))
 
     def forward(self, features, labels):
-        """task -> (B, C, h, w), task -> (B, H, W) or (B, K, H, W) of any size -> the scalar loss,
-        to which a target without a source or without any triplet adds exactly 0."""
-        sources = {}  # drawn before any pixel: then all processes of a seed draw the same
-        for target in self.tasks:
-            others = [task for task in self.tasks if task in labels and task != target]
-            if target in features and others:
-                sources[target] = others[torch.randint(len(others), ()).item()]
-        losses = [self.pair_loss(target, source, features[target], labels[source])
-                  for target, source in sources.items()]
-        loss = sum(losses) if losses else next(iter(features.values()))[:0].sum()  # 0
-        self.share_of_chance = loss.detach() / (self.margin * max(len(sources), 1))
+        """features: task -> (B, C, h, w); labels: task -> (B, H, W) or (B, K, H, W) -> the loss.
+
+        Labels may have any resolution. A target without any source or triplet adds exactly 0.
+        """
+        self.check(features, labels)
+
+        # Sources are drawn before any pixel: then all processes of one seed draw the same ones.
+        drawn = self.draw_sources(features, labels)
+
+        losses = []
+        for target, source in drawn:
+            losses.append(self.pair_loss(target, source, features[target], labels[source]))
+        if losses:
+            loss = sum(losses)
+        else:
+            loss = nothing(next(iter(features.values())))
+
+        self.share_of_chance = loss.detach() / (self.margin * max(len(losses), 1))
         return loss
 
+    def draw_sources(self, features, labels):
+        """One random source per target, of those that have a label -> [(target, source)]."""
+        drawn = []
+        for target in self.tasks:
+            sources = [s for t, s in self.pairs() if t == target and s in labels]
+            if target in features and sources:
+                drawn.append((target, sources[torch.randint(len(sources), ()).item()]))
+        return drawn
+
     def pair_loss(self, target, source, feature, label):
-        """Mean triplet loss of the target's feature (B, C, h, w) under the source's label."""
-        rows, label, valid = self.sample(feature, label, self.criteria[source])
+        """The triplet loss of the target's feature (B, C, h, w) under the source's label."""
+        criterion = self.criteria[source]
+        rows, label = self.sample(feature, label, criterion)
+        if len(rows) == 0:
+            return nothing(feature)
+
         with torch.autocast(feature.device.type, enabled=False):  # distances need float32
             projector = self.projectors[f"{target}_from_{source}"]
-            points = F.normalize(projector(rows.to(projector[0].weight.dtype)))  # (n, dim)
-            return self.triplet_loss(points, label, valid, self.criteria[source])
+            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
+            points = F.normalize(projector(rows), dim=1)  # (n, dim)
+            return self.triplet_loss(points, label, criterion)
 
     def sample(self, feature, label, criterion):
-        """n pixels -> features (n, C), labels (n, K), valid (n,): False if there were too few."""
+        """Draw pixels that have ground truth -> features (n, C), labels (n, K); n <= samples."""
+        # The label at the centre of each pixel of the feature map.
         batch, _, height, width = feature.shape
-        label = label if label.ndim == 4 else label[:, None]
-        label = F.interpolate(label.float(), (height, width), mode="nearest-exact")  # at the centre
-        pool = torch.randperm(batch * height * width, device=label.device)[: 16 * self.samples]
-        b, y, x = torch.unravel_index(pool, (batch, height, width))
-        label = label[b, :, y, x]  # (pool, K)
-        weight = criterion.valid(label).float()
-        if criterion.balanced:  # divided by how many pixels of the pool have this label
-            value, order = label[:, 0].contiguous(), label[:, 0].sort().values
-            same = torch.searchsorted(order, value, right=True) - torch.searchsorted(order, value)
-            weight = weight / same
-        arrival = torch.empty_like(weight).exponential_() / weight  # first come: a draw by weight
-        first = arrival.topk(min(self.samples, len(pool)), largest=False).indices
-        valid = weight[first] > 0
-        rows = feature[b[first], :, y[first], x[first]].masked_fill(~valid[:, None], 0)
-        return rows, label[first], valid
+        if label.ndim == 3:
+            label = label[:, None]
+        label = F.interpolate(label.float(), (height, width), mode="nearest-exact")
+        label = label.permute(0, 2, 3, 1).flatten(0, 2)  # (B h w, K)
 
-    def triplet_loss(self, points, label, valid, criterion):
+        # Pixels without ground truth take no part.
+        pixels = criterion.valid(label).nonzero().squeeze(1)
+        label = label[pixels]
+
+        # Draw without replacement: all pixels equally often, or all classes.
+        n = min(self.samples, len(pixels))
+        if n > 0:
+            weight = torch.ones_like(label[:, 0])
+            if criterion.balanced:
+                classes = label[:, 0].long()
+                weight = weight / classes.bincount()[classes]
+            drawn = weight.multinomial(n)
+            pixels = pixels[drawn]
+            label = label[drawn]
+
+        image, y, x = torch.unravel_index(pixels, (batch, height, width))
+        return feature[image, :, y, x], label
+
+    def triplet_loss(self, points, label, criterion):
         """points (n, dim) -> mean of max(0, d(anchor, positive) - d(anchor, negative) + m)."""
-        positive, negative, found = self.triplets(label, valid, criterion)
-        loss = F.triplet_margin_loss(
-            points, points[positive], points[negative], self.margin, reduction="none")  # (n,)
-        return (loss * found).sum() / found.sum().clamp(min=1)
+        anchor, positive, negative = self.triplets(points, label, criterion)
+        if len(anchor) == 0:
+            return nothing(points)
 
-    def triplets(self, label, valid, criterion):
-        """Per pixel, the first positive and negative (n,) of its candidates; has it both (n,)?"""
-        n, own = len(label), torch.arange(len(label), device=label.device)
-        other = torch.randint(max(n, 1), (n, self.candidates), device=label.device)
-        usable = valid[:, None] & valid[other] & (other != own[:, None])
-        gap = criterion.distance(label[:, None], label[other])  # (n, candidates)
-        positive = usable & (gap <= criterion.positive)
-        negative = usable & (gap >= criterion.negative)
-        first = [mask.float().argmax(1) for mask in (positive, negative)]  # the first True
-        return other[own, first[0]], other[own, first[1]], positive.any(1) & negative.any(1)
+        # index_select, as points[index] adds up its gradients in an order that threads decide.
+        return F.triplet_margin_loss(
+            points.index_select(0, anchor),
+            points.index_select(0, positive),
+            points.index_select(0, negative),
+            self.margin,
+        )
+
+    def triplets(self, points, label, criterion):
+        """A random positive and negative per pixel -> three index vectors (t,), t <= n.
+
+        A pixel that does not find both among its candidates is no anchor.
+        """
+        other, positive, negative = self.candidate_pairs(points, label, criterion)
+        anchor = (positive.any(1) & negative.any(1)).nonzero().squeeze(1)  # (t,)
+        first_positive = positive[anchor].float().argmax(1)
+        first_negative = negative[anchor].float().argmax(1)
+        return anchor, other[anchor, first_positive], other[anchor, first_negative]
+
+    def candidate_pairs(self, points, label, criterion):
+        """Partners of every pixel -> their indices, is it positive, is it negative: (n, k) each.
+
+        The points (n, dim) are for other forms of the loss, which choose partners by distance.
+        """
+        other = self.draw_partners(len(label), label.device)
+        itself = other == torch.arange(len(label), device=label.device)[:, None]
+        distance = criterion.distance(label[:, None], label[other])  # (n, k)
+        positive = (distance <= criterion.positive) & ~itself
+        negative = (distance >= criterion.negative) & ~itself
+        return other, positive, negative
+
+    def draw_partners(self, n, device):
+        """Random pixels of n for every pixel to look at -> (n, k)."""
+        return torch.randint(n, (n, self.candidates), device=device)
+
+    def check(self, features, labels):
+        """Refuse shapes that do not fit, by the task's name; no value is read, so it is free."""
+        known = [task for task in self.tasks if task in features]
+        if not known:
+            raise ValueError(f"features of {list(features)}, but the loss is of {self.tasks}")
+
+        for task in known:
+            shape = tuple(features[task].shape)
+            if len(shape) != 4 or shape[1] != self.channels:
+                raise ValueError(f"{task}: features {shape}, not (B, {self.channels}, h, w)")
+
+        for task in self.tasks:
+            if task in labels:
+                shape = tuple(labels[task].shape)
+                expected = (len(features[known[0]]), self.criteria[task].channels)
+                as_map = len(shape) == 3 and (shape[0], 1) == expected  # (B, H, W)
+                if not as_map and (len(shape) != 4 or shape[:2] != expected):
+                    raise ValueError(f"{task}: labels {shape}, not {expected} and (H, W)")
+
+
+def nothing(tensor):
+    """The sum of no elements: exactly 0, and backward() goes through it."""
+    return tensor[:0].sum()
+
+
 # <<< to here
 
+
 # --------------------------------------------------------------------------------- 2. task losses
-# Predictions (B, K, H, W), labels as to_device() makes them. Each loss is a mean over the valid
-# pixels of the whole batch, also where several processes share it.
-def whole_batch(count):  # a count -> its mean over all processes, at least 1
-    count = count.float()
+# Predictions are (B, K, H, W), labels as to_device() makes them. Each loss is a mean over the
+# pixels with ground truth of the whole batch, also where several processes share the batch.
+def over_processes(number):
+    """A count of pixels -> its mean over all processes, at least 1 to divide by."""
+    number = number.float()
     if dist.is_initialized():
-        dist.all_reduce(count)
-        count /= dist.get_world_size()
-    return count.clamp(min=1)
+        dist.all_reduce(number)
+        number /= dist.get_world_size()
+    return number.clamp(min=1)
 
-def class_loss(prediction, label, _=None):  # cross entropy
-    loss = F.cross_entropy(prediction.contiguous(), label, ignore_index=255, reduction="none")
-    return loss.sum() / whole_batch((label != 255).sum())
 
-def binary_loss(prediction, label, positive_weight):
-    """Binary cross entropy; negatives weigh 1 - positive_weight. Without one they balance."""
-    valid, positive = label != 255, label == 1
-    pixels = whole_batch(valid.sum())
-    if positive_weight is None:
-        positive_weight = 1 - whole_batch(positive.sum()) / pixels
+def class_loss(prediction, label):
+    """Cross entropy of classes (B, H, W)."""
+    prediction = prediction.contiguous()  # channels_last is twice as slow here on a CPU
+    loss = F.cross_entropy(prediction, label, ignore_index=255, reduction="none")
+    return loss.sum() / over_processes((label != 255).sum())
+
+
+def weighted_binary_loss(prediction, label, positive_weight):
+    """Binary cross entropy of 0 and 1 (B, H, W); negatives weigh 1 - positive_weight."""
+    valid = label != 255
+    positive = label == 1
     weight = torch.where(positive, positive_weight, 1 - positive_weight) * valid
-    return F.binary_cross_entropy_with_logits(
-        prediction.squeeze(1), positive.to(prediction.dtype), weight, reduction="sum") / pixels
+    loss = F.binary_cross_entropy_with_logits(
+        prediction.squeeze(1), positive.to(prediction.dtype), weight, reduction="sum"
+    )
+    return loss / over_processes(valid.sum())
 
-def depth_loss(prediction, label, _=None):  # L1 in metres
+
+def balanced_binary_loss(prediction, label):
+    """Binary cross entropy whose weights make positives and negatives of the batch count alike."""
+    positives = over_processes((label == 1).sum())
+    pixels = over_processes((label != 255).sum())
+    return weighted_binary_loss(prediction, label, 1 - positives / pixels)
+
+
+def depth_loss(prediction, label):
+    """L1 in metres (B, 1, H, W)."""
     valid = label > 0
-    return ((prediction - label).abs() * valid).sum() / whole_batch(valid.sum())
+    error = (prediction - label).abs()
+    return (error * valid).sum() / over_processes(valid.sum())
 
-def normal_loss(prediction, label, _=None):
-    """L1 between unit vectors, summed over their components. A prediction shorter than 1 stays as
-    it is (choice): scaling it up has so steep a gradient that training from scratch stalls."""
+
+def normal_loss(prediction, label):
+    """L1 between unit vectors (B, 3, H, W), summed over their components.
+
+    Choice: a prediction shorter than 1 stays as it is. Scaling it up has so steep a gradient that
+    training from scratch stalls.
+    """
     valid = (label != 0).any(1)  # (B, H, W)
     error = (F.normalize(prediction, dim=1, eps=1) - label).abs().sum(1)
-    return (error * valid).sum() / whole_batch(valid.sum())
+    return (error * valid).sum() / over_processes(valid.sum())
+
 
 # -------------------------------------------------------------------------------------- 3. metrics
-# Pixel-wise over a whole split (protocol). update() takes what postprocess() gives, and labels of a
-# batch; `counts` add up over images and processes; compute() gives nan where nothing is valid.
+# Pixel-wise over a whole split (protocol). update() takes what postprocess() gives, and labels of
+# the same batch. `counts` add up over images and processes. compute() gives nan without labels.
 class MeanIoU:
-    """Mean intersection over union in percent; (B, H, W) classes, 255 ignored. A class in neither
-    label nor prediction does not enter the mean (the peers count it as 0)."""
+    """Mean intersection over union in percent; (B, H, W) classes, 255 ignored.
+
+    A class in neither label nor prediction does not enter the mean (the peers count it as 0).
+    """
+
+    name = "mIoU"
+    unit = "%"
+    higher_is_better = True
 
     def __init__(self, num_classes):
+        self.num_classes = num_classes
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)  # label, prediction
 
     def update(self, prediction, label):
-        valid, k = label != 255, len(self.counts)
-        pair = label[valid] * k + prediction[valid]
-        self.counts += torch.bincount(pair, minlength=k * k).view(k, k).cpu()
+        valid = label != 255
+        pair = label[valid] * self.num_classes + prediction[valid]
+        self.counts += pair.bincount(minlength=self.num_classes**2).view_as(self.counts).cpu()
 
     def compute(self):
-        hit = self.counts.diag().double()
-        iou = 100 * hit / (self.counts.sum(0) + self.counts.sum(1) - hit)  # nan if it does not occur
-        return iou.nanmean().item()
+        intersection = self.counts.diag().double()
+        union = self.counts.sum(0) + self.counts.sum(1) - intersection
+        return (100 * intersection / union).nanmean().item()
+
 
 class MeanAngularError:
     """Mean angle in degrees; (B, 3, H, W) vectors, labels of length 0 ignored."""
 
-    def __init__(self):
-        self.counts = torch.zeros(2, dtype=torch.float64)  # sum of errors, pixels
+    name = "mErr"
+    unit = "deg"
+    higher_is_better = False
 
-    def error(self, prediction, label):
-        p, y = F.normalize(prediction.double(), dim=1), F.normalize(label.double(), dim=1)
-        angle = 2 * torch.atan2((p - y).norm(dim=1), (p + y).norm(dim=1))  # stable at 0 and 180
-        return angle.rad2deg()[(label != 0).any(1)]
+    def __init__(self):
+        self.counts = torch.zeros(2, dtype=torch.float64)  # sum of angles, pixels
 
     def update(self, prediction, label):
-        error = self.error(prediction, label)
-        self.counts += torch.tensor([error.sum().item(), error.numel()], dtype=torch.float64)
+        p = F.normalize(prediction.double(), dim=1)
+        y = F.normalize(label.double(), dim=1)
+        half = torch.atan2((p - y).norm(dim=1), (p + y).norm(dim=1))  # stable near 0 and 180
+        angle = (2 * half).rad2deg()[(label != 0).any(1)]
+        self.counts += torch.stack([angle.sum(), angle.new_tensor(angle.numel())]).cpu()
 
     def compute(self):
-        return (self.counts[0] / self.counts[1]).item()
+        total, pixels = self.counts
+        return (total / pixels).item()
 
-class RMSE(MeanAngularError):
+
+class RMSE:
     """Root mean squared error in metres; (B, 1, H, W), labels of 0 ignored."""
 
-    def error(self, prediction, label):
-        return (prediction.double().clamp(min=0) - label)[label > 0].square()
+    name = "RMSE"
+    unit = "m"
+    higher_is_better = False
+
+    def __init__(self):
+        self.counts = torch.zeros(2, dtype=torch.float64)  # sum of squares, pixels
+
+    def update(self, prediction, label):
+        error = (prediction.double().clamp(min=0) - label)[label > 0].square()
+        self.counts += torch.stack([error.sum(), error.new_tensor(error.numel())]).cpu()
 
     def compute(self):
-        return math.sqrt(super().compute())
+        total, pixels = self.counts
+        return (total / pixels).sqrt().item()
+
 
 class MaxF:
     """Best F (beta^2 = 0.3) over 19 thresholds in percent; (B, H, W) probability, 255 ignored."""
 
+    name = "maxF"
+    unit = "%"
+    higher_is_better = True
+
     def __init__(self):
-        self.thresholds = torch.arange(1, 20, dtype=torch.float64) / 20
+        self.thresholds = torch.arange(1, 20, dtype=torch.float64) / 20  # 0.05, 0.10 ... 0.95
         self.counts = torch.zeros(2, 20, dtype=torch.int64)  # label, thresholds exceeded
 
     def update(self, prediction, label):
         valid = label != 255
-        exceeded = torch.bucketize(prediction[valid].double(), self.thresholds.to(label.device))
-        self.counts += torch.bincount(20 * label[valid] + exceeded, minlength=40).view(2, 20).cpu()
+        thresholds = self.thresholds.to(label.device)
+        exceeded = torch.bucketize(prediction[valid].double(), thresholds)  # 0 to 19
+        cell = 20 * label[valid] + exceeded
+        self.counts += cell.bincount(minlength=40).view(2, 20).cpu()
 
     def compute(self):
-        predicted = self.counts.flip(1).cumsum(1).flip(1)[:, 1:].double()  # over each threshold
-        true, positives = predicted[1], self.counts[1].sum()
-        f = 1.3 * true / (0.3 * positives + predicted.sum(0))  # (1 + b) P R / (b P + R)
-        return 100 * f.max().item() if positives else math.nan
+        # Pixels over each threshold: all that exceed at least so many.
+        over = self.counts.flip(1).cumsum(1).flip(1)[:, 1:].double()  # (2, 19)
+        true_positives = over[1]
+        predicted = over.sum(0)
+        positives = self.counts[1].sum()
+        if positives == 0:
+            return math.nan
+
+        # (1 + b) P R / (b P + R) with b = beta^2, P = true / predicted, R = true / positives.
+        f = 1.3 * true_positives / (0.3 * positives + predicted)
+        return 100 * f.max().item()
+
 
 class OdsF:
-    """Boundary F at the split's best threshold in percent; (B, H, W) probability, 255 ignored."""
+    """Boundary F at the split's best threshold in percent; (B, H, W) probability, 255 ignored.
+
+    max_dist: how far a matched pixel may lie, as a share of the image's diagonal.
+    """
+
+    name = "odsF"
+    unit = "%"
+    higher_is_better = True
 
     def __init__(self, max_dist):
-        self.max_dist = max_dist  # the tolerance, as a share of the image's diagonal
+        from extras import odsf  # suppression, thinning and exact one-to-one matching
+
+        self.odsf = odsf
+        self.max_dist = max_dist
         self.counts = torch.zeros(3, len(odsf.THRESHOLDS), dtype=torch.int64)
 
     def update(self, prediction, label):
         for p, y in zip(prediction.float().cpu().numpy(), label.cpu().numpy()):
-            self.counts += torch.from_numpy(odsf.count_boundaries(p, y, self.max_dist))
+            self.counts += torch.from_numpy(self.odsf.count_boundaries(p, y, self.max_dist))
 
     def compute(self):
-        matched, found = self.counts[0], self.counts[1:].sum(0).double()  # 1: predicted, 2: true
-        return (200 * matched / found.clamp(min=1)).max().item() if found.any() else math.nan
+        matched, predicted, true = self.counts.double()
+        if not (predicted + true).any():
+            return math.nan
+        f = 200 * matched / (predicted + true).clamp(min=1)
+        return f.max().item()
 
-# ---------------------------------------------------------------------------------------- 4. tasks
-# A row per task drives all: to add a task is to add a row. The prediction's channels (None: one per
-# class name in the data file), the label's value without ground truth, the weight w_T of the loss
-# (protocol), loss(prediction, label, weight of positives), meter(channels, Protocol) -> metric
-# object; the metric's name, its unit and its sense.
-Task = namedtuple("Task", "channels ignored weight loss meter metric unit higher_is_better")
+
+# ---------------------------------------------------------------------------- 4. tasks, protocols
+@dataclass(frozen=True)
+class Task:
+    """All that the program knows about a task: to add one is to add a row of TASKS."""
+
+    channels: int | None  # of the prediction; None: one per class name in the data file
+    classes: int | None  # of the label; None: one per class name; 0: it is no class
+    ignored: int  # the label's value where there is no ground truth
+    weight: float  # w_T of the total loss (protocol)
+    loss: Callable  # of prediction and label
+    metric: type
+    dtype: str = "uint8"  # of the label in the data file, an array (N, H, W, *tail)
+    tail: tuple = ()
+
+
 TASKS = {
-    "semseg": Task(None, 255, 1, class_loss, lambda k, p: MeanIoU(k), "mIoU", "%", True),
-    "parsing": Task(7, 255, 2, class_loss, lambda k, p: MeanIoU(k), "mIoU", "%", True),
-    "saliency": Task(1, 255, 5, binary_loss, lambda k, p: MaxF(), "maxF", "%", True),
-    "normal": Task(3, 0, 10, normal_loss, lambda k, p: MeanAngularError(), "mErr", "deg", False),
-    "depth": Task(1, 0, 1, depth_loss, lambda k, p: RMSE(), "RMSE", "m", False),
-    "boundary": Task(1, 255, 50, binary_loss, lambda k, p: OdsF(p.max_dist), "odsF", "%", True)}
+    "semseg": Task(
+        channels=None,
+        classes=None,
+        ignored=255,
+        weight=1,
+        loss=class_loss,
+        metric=MeanIoU,
+    ),
+    "parsing": Task(
+        channels=7,
+        classes=7,
+        ignored=255,
+        weight=2,
+        loss=class_loss,
+        metric=MeanIoU,
+    ),
+    "saliency": Task(
+        channels=1,
+        classes=2,
+        ignored=255,
+        weight=5,
+        loss=balanced_binary_loss,
+        metric=MaxF,
+    ),
+    "normal": Task(
+        channels=3,
+        classes=0,
+        ignored=0,
+        weight=10,
+        loss=normal_loss,
+        metric=MeanAngularError,
+        dtype="float16",
+        tail=(3,),
+    ),
+    "depth": Task(
+        channels=1,
+        classes=0,
+        ignored=0,
+        weight=1,
+        loss=depth_loss,
+        metric=RMSE,
+        dtype="float32",
+    ),
+    "boundary": Task(
+        channels=1,
+        classes=2,
+        ignored=255,
+        weight=50,
+        loss=weighted_binary_loss,  # its third argument is the protocol's boundary_weight
+        metric=OdsF,
+    ),
+}
 
-# Of a data set: ATRC's for nyud and pascal, choices for toy. boundary_weight is that of boundary
-# pixels in their loss (the others weigh 1 minus this); max_dist, the tolerance of boundary matching
-# as a share of the image's diagonal; scales, the bounds of the augmentation.
-Protocol = namedtuple("Protocol", "tasks backbone iters lr boundary_weight max_dist scales")
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a data set is trained and judged: ATRC's protocol for nyud and pascal, choices for toy."""
+
+    tasks: tuple
+    backbone: str
+    pretrained: str  # "imagenet" or "none"
+    iters: int
+    lr: float  # at the start; it falls with the power 0.9 to 0
+    contrast: float  # lambda, a choice
+    scales: tuple  # bounds of the augmentation's random scale
+    boundary_weight: float  # of boundary pixels in their loss; the others weigh 1 minus this
+    max_dist: float  # tolerance of boundary matching, as a share of the image's diagonal
+
+
 PROTOCOLS = {
-    "toy": Protocol(("semseg", "parsing", "saliency", "depth", "normal", "boundary"),
-                    "hrnet_tiny", 900, 0.08, 0.8, 0.011, scales=(1, 1)),
-    "nyud": Protocol(("semseg", "depth", "normal", "boundary"),
-                     "hrnet18s", 40_000, 0.01, 0.8, 0.011, scales=(0.5, 2)),
-    "pascal": Protocol(("semseg", "parsing", "saliency", "normal", "boundary"),
-                       "hrnet18s", 40_000, 0.005, 0.95, 0.0075, scales=(0.5, 2))}
+    "toy": Protocol(
+        tasks=("semseg", "parsing", "saliency", "depth", "normal", "boundary"),
+        backbone="hrnet_tiny",
+        pretrained="none",
+        iters=900,
+        lr=0.08,
+        contrast=0.5,
+        scales=(1, 1),
+        boundary_weight=0.8,
+        max_dist=0.011,
+    ),
+    "nyud": Protocol(
+        tasks=("semseg", "depth", "normal", "boundary"),
+        backbone="hrnet18s",
+        pretrained="imagenet",
+        iters=40_000,
+        lr=0.01,
+        contrast=0.5,
+        scales=(0.5, 2),
+        boundary_weight=0.8,
+        max_dist=0.011,
+    ),
+    "pascal": Protocol(
+        tasks=("semseg", "parsing", "saliency", "normal", "boundary"),
+        backbone="hrnet18s",
+        pretrained="imagenet",
+        iters=40_000,
+        lr=0.005,
+        contrast=0.5,
+        scales=(0.5, 2),
+        boundary_weight=0.95,
+        max_dist=0.0075,
+    ),
+}
+
 
 # ----------------------------------------------------------------------------------------- 5. data
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, RGB in [0, 1]
-PADDING = (124, 116, 104)  # of images: MEAN in 8 bits, 0 after normalisation
+MEAN = (0.485, 0.456, 0.406)  # of ImageNet, RGB in [0, 1]
+STD = (0.229, 0.224, 0.225)
+PADDING = (124, 116, 104)  # of images: MEAN in 8 bits, so 0 after normalisation
 
-class UserError(Exception):
-    """Bad use or bad input: its text is the one line that the user sees."""
 
-@contextmanager
-def blaming(what, *kinds, before="\0"):
-    """Errors of these kinds, from outside, become a UserError: `what`, their text `before` a phrase."""
-    try:
-        yield
-    except UserError:
-        raise
-    except kinds as error:
-        reason = " ".join(str(error).partition(before)[0].split())[:200] or type(error).__name__
-        raise UserError(f"{what}: {reason}") from error
+@dataclass
+class Geometry:
+    """Where a sample comes from and goes to: the same for the image and all its labels."""
+
+    window: tuple  # (rows, columns): the slices of the filed arrays that are taken,
+    size: tuple  # the (height, width) that they are resized to
+    flip: bool = False  # then left and right change places
+    scale: float = 1.0  # how much larger things become
+
 
 class DenseTasks(Dataset):
-    """One split of an HDF5 file (README.md) -> {"image": uint8 (3, H, W), task: label as filed}.
-    A key is epoch * len(self) + index, and the augmentation a function of (seed, key) alone: the
-    same in any number of processes and after a resume. Samples have the file's H x W, padded."""
+    """One split of a data file (HDF5, see README.md).
+
+    dataset[key] is {"image": uint8 (3, H, W), task: label as filed}, padded to the file's H x W.
+    A key is epoch * len(self) + index. With `augment` the sample is scaled, cropped, flipped and
+    distorted at random, as a function of (seed, key) alone: the same in any number of processes
+    and after a resume.
+    """
 
     def __init__(self, path, split, tasks, augment=False, seed=0):
-        self.path, self.split, self.tasks, self.classes = str(path), split, list(tasks), {}
-        self.augment, self.seed, self.owner = augment, seed, None
-        with blaming(f"{path} is not a data file of data_prep.py", Exception), h5py.File(path) as file:
-            self.name, self.length = file.attrs["dataset"], len(file[split]["size"])
+        self.path = str(path)
+        self.split = split
+        self.tasks = list(tasks)
+        self.augment = augment
+        self.seed = seed
+        self.arrays = None  # opened by the process that reads
+        self.process = None
+
+        with (
+            explaining(f"{path} cannot be opened as a data file", OSError),
+            h5py.File(path) as file,
+        ):
+            check_data(file, split, self.tasks)
+            self.name = file.attrs["dataset"]
+            self.length = len(file[split]["image"])
             self.shape = file[split]["image"].shape[1:3]  # (H, W)
-            for task in self.tasks:  # semseg must have class names, others may
-                if f"{task}_classes" in file.attrs or TASKS[task].channels is None:
-                    self.classes[task] = list(map(str, file.attrs[f"{task}_classes"]))
-            absent = ", ".join(sorted(set(self.tasks) - set(file[split])))
-            if absent or not self.length or self.name not in PROTOCOLS:
-                raise ValueError(f"{self.name}, {self.length} images in {split}, no {absent or '-'}")
+            self.identity = data_identity(file)
+            self.classes = {}  # task -> class names
+            self.num_classes = {}  # task -> number of classes; 0: the label is no class
+            for task in self.tasks:
+                if f"{task}_classes" in file.attrs:
+                    self.classes[task] = [str(name) for name in file.attrs[f"{task}_classes"]]
+                self.num_classes[task] = TASKS[task].classes
+                if self.num_classes[task] is None:
+                    self.num_classes[task] = len(self.classes[task])
 
     def __len__(self):
         return self.length
 
+    def __getstate__(self):
+        """Open files cannot be pickled; a loader's process opens its own."""
+        return {**self.__dict__, "arrays": None, "process": None}
+
     def __getitem__(self, key):
         index = key % len(self)
-        with blaming(f"{self.path} is damaged at {self.split} image {index}, convert the data again",
-                     OSError, KeyError, RuntimeError, ValueError):
-            if self.owner != os.getpid():  # processes must not share an open HDF5 file
-                group, self.owner = h5py.File(self.path)[self.split], os.getpid()
-                names = {"image", "size", "semseg", *self.tasks}
-                self.arrays = {name: group[name] for name in names & set(group)}
-            sample = self.read(index, np.random.default_rng([self.seed, key]))
-            for task, names in self.classes.items():
-                if (sample[task] + 1).max() > len(names):  # in uint8, where 255 (ignored) + 1 is 0
-                    raise ValueError(f"a {task} label is beyond the {len(names)} class names")
+        where = f"{self.path} is damaged at {self.split} image {index}, convert the data again"
+        with explaining(where, OSError, KeyError, RuntimeError, ValueError):
+            self.open()
+            if self.augment:
+                return self.read_augmented(index, np.random.default_rng([self.seed, key]))
+            height, width = map(int, self.arrays["size"][index])
+            geometry = Geometry(np.s_[:height, :width], (height, width))
+            sample = self.read_labels(index, geometry)
+            sample["image"] = self.read_image(index, geometry)
             return sample
 
-    def read(self, index, rng):
-        """Image and labels; with `augment` under random scale, crop, flip and colours (protocol)."""
-        scales = PROTOCOLS[self.name].scales if self.augment else (1, 1)
-        scale, flip = rng.uniform(*scales), self.augment and rng.random() < 0.5
-        (full_h, full_w), (height, width) = self.shape, map(int, self.arrays["size"][index])
-        crop_h, crop_w = min(height, round(full_h / scale)), min(width, round(full_w / scale))
-        out_h, out_w = min(round(crop_h * scale), full_h), min(round(crop_w * scale), full_w)
-        ruled = self.augment and "semseg" in self.arrays
-        semseg = self.arrays["semseg"][index] if ruled else np.zeros((0, 0), int)
-        for _ in range(10):  # tries for a crop in which no class has 75 % of the labelled pixels,
-            top, left = rng.integers(height - crop_h + 1), rng.integers(width - crop_w + 1)
-            window = np.s_[top : top + crop_h, left : left + crop_w]  # whatever tasks are trained
-            counts = np.bincount(semseg[window][::4, ::4].ravel(), minlength=256)[:255]
-            if counts.max() < 0.75 * counts.sum():
-                break
-        rows = ((np.arange(out_h) + 0.5) * crop_h // out_h).astype(int)  # the nearest ones
-        columns = ((np.arange(out_w) + 0.5) * crop_w // out_w).astype(int)[:: -1 if flip else 1]
-        sample = {}
-        for task in self.tasks:
-            label = self.arrays[task][(index, *window)]
-            padded = np.full((full_h, full_w, *label.shape[2:]), TASKS[task].ignored, label.dtype)
-            padded[:out_h, :out_w] = label.take(rows, 0).take(columns, 1)
-            sample[task] = torch.from_numpy(padded)
-        if "normal" in sample and flip:
-            sample["normal"][..., 0] *= -1
+    def open(self):
+        """Open the file once per process, which must not share it with others."""
+        if self.process != os.getpid():
+            group = h5py.File(self.path)[self.split]
+            names = {"image", "size", "semseg", *self.tasks} & set(group)
+            self.arrays = {name: group[name] for name in names}
+            self.process = os.getpid()
+
+    def read_augmented(self, index, rng):
+        """A sample under random scale, crop, flip and colours (protocol)."""
+        size = tuple(map(int, self.arrays["size"][index]))
+        scales = PROTOCOLS[self.name].scales
+        semseg = self.arrays["semseg"][index] if "semseg" in self.arrays else None
+        geometry = draw_geometry(rng, scales, size, self.shape, semseg)
+        sample = self.read_labels(index, geometry)
+
+        if "normal" in sample and geometry.flip:
+            sample["normal"][..., 0] *= -1  # x points to the right
+
         if "depth" in sample:
-            sample["depth"] /= scale  # as if the camera had come nearer
-        if self.augment and "parsing" in sample and not (sample["parsing"] + 1 > 1).any():
-            sample["parsing"].fill_(255)  # a crop without any part is ignored; 255 + 1 is 0 here
-        image = torch.from_numpy(self.arrays["image"][(index, *window)]).permute(2, 0, 1)
-        from torchvision.transforms.v2 import functional
-        image = functional.resize(image, [out_h, out_w], antialias=False)  # as ATRC's
-        if self.augment:
-            image = distort(image.flip(2) if flip else image, rng)
-        image = functional.pad(image, [0, 0, full_w - out_w, full_h - out_h], PADDING)
+            sample["depth"] /= geometry.scale  # as if the camera had come nearer
+
+        if "parsing" in sample:
+            parts = (sample["parsing"] > 0) & (sample["parsing"] != 255)
+            if not parts.any():
+                sample["parsing"].fill_(255)  # a crop without any part is ignored (protocol)
+
+        image = self.read_image(index, geometry, rng)
         return {**sample, "image": image}
 
+    def read_labels(self, index, geometry):
+        """task -> label as filed, at the place that the geometry gives it, else ignored."""
+        sample = {}
+        for task in self.tasks:
+            label = self.arrays[task][(index, *geometry.window)]
+            if self.num_classes[task]:
+                check_classes(task, label, self.num_classes[task])
+            label = place_label(label, geometry, self.shape, TASKS[task].ignored)
+            sample[task] = torch.from_numpy(label)
+        return sample
+
+    def read_image(self, index, geometry, rng=None):
+        """uint8 (3, H, W); its colours are distorted if there is a generator to draw from."""
+        from torchvision.transforms.v2 import functional
+
+        image = torch.from_numpy(self.arrays["image"][(index, *geometry.window)])
+        image = image.permute(2, 0, 1)  # (3, h, w)
+        image = functional.resize(image, list(geometry.size), antialias=False)  # as ATRC's
+        if geometry.flip:
+            image = image.flip(2)
+        if rng is not None:
+            image = distort(image, rng)
+
+        bottom = self.shape[0] - geometry.size[0]
+        right = self.shape[1] - geometry.size[1]
+        return functional.pad(image, [0, 0, right, bottom], PADDING)
+
+
+def draw_geometry(rng, scales, size, full, semseg):
+    """Random scale, flip and crop (protocol) -> Geometry.
+
+    size: (height, width) of the image; full: of the sample, which the crop does not exceed.
+    semseg: (H, W) or None. At most 10 crops are drawn, until no class has 75 % of the labelled
+    pixels, whatever tasks are trained.
+    """
+    scale = rng.uniform(*scales)
+    flip = rng.random() < 0.5
+
+    # The crop in pixels of the image, and the size that it is resized to.
+    crop = [min(size[i], round(full[i] / scale)) for i in (0, 1)]
+    resized = [min(full[i], round(crop[i] * scale)) for i in (0, 1)]
+
+    for _ in range(10):
+        top = rng.integers(size[0] - crop[0] + 1)
+        left = rng.integers(size[1] - crop[1] + 1)
+        window = np.s_[top : top + crop[0], left : left + crop[1]]
+        if semseg is None or is_varied(semseg[window]):
+            break
+    return Geometry(window, tuple(resized), flip, scale)
+
+
+def is_varied(semseg):
+    """Has no class three quarters of the labelled pixels? Every fourth row and column tells."""
+    counts = np.bincount(semseg[::4, ::4].ravel(), minlength=256)[:255]
+    return counts.max() < 0.75 * counts.sum()
+
+
+def place_label(label, geometry, full, ignored):
+    """A label's window (h, w, ...) resized to the nearest pixel, flipped, padded to `full`."""
+    height, width = geometry.size
+    rows = (np.arange(height) + 0.5) * label.shape[0] // height
+    columns = (np.arange(width) + 0.5) * label.shape[1] // width
+    if geometry.flip:
+        columns = columns[::-1]
+
+    placed = np.full((*full, *label.shape[2:]), ignored, label.dtype)
+    placed[:height, :width] = label.take(rows.astype(int), 0).take(columns.astype(int), 1)
+    return placed
+
+
 def distort(image, rng):
-    """Photometric distortion of a uint8 (3, H, W) RGB image (protocol, as in mmsegmentation), each
-    with probability 1/2: brightness + [-32, 32]; contrast * [0.5, 1.5], before or after the next
-    two; saturation * [0.5, 1.5]; hue by -36 to 34 degrees. Choice: the hue turns about the grey
-    axis, colours are clipped channel by channel; in HSV it takes longer than all else here."""
+    """Photometric distortion of a uint8 (3, H, W) RGB image (protocol, as in mmsegmentation).
+
+    Each with probability 1/2: brightness + [-32, 32]; contrast * [0.5, 1.5], before or after the
+    next two; saturation * [0.5, 1.5]; hue by -36 to 34 degrees. Choice: the hue turns about the
+    grey axis and colours are clipped per channel, as HSV takes longer than all else here.
+    """
     brighten, contrast, contrast_last, saturate, turn = rng.random(5) < 0.5
-    factor, pixels = rng.uniform(0.5, 1.5), image.float()
+    factor = rng.uniform(0.5, 1.5)  # of the contrast
+    pixels = image.float()
+
     if brighten:
         pixels = pixels.add_(rng.uniform(-32, 32)).clamp_(0, 255)
+
     if contrast and not contrast_last:
         pixels = pixels.mul_(factor).clamp_(0, 255)
+
     if saturate:
-        pixels = pixels.amax(0).lerp(pixels, rng.uniform(0.5, 1.5)).clamp_(0, 255)
+        value = pixels.amax(0)  # of HSV, which stays
+        pixels = value.lerp(pixels, rng.uniform(0.5, 1.5)).clamp_(0, 255)
+
     if turn:
-        angle, axis = math.radians(2 * rng.integers(-18, 18)), torch.full((3, 3), 3**-0.5)
-        cross = torch.linalg.cross(axis, torch.eye(3)).T  # cross @ v is the cross product with v
-        matrix = torch.eye(3) + math.sin(angle) * cross + (1 - math.cos(angle)) * cross @ cross
+        degrees = 2 * rng.integers(-18, 18)
+        matrix = rotation_about_grey(math.radians(degrees))
         pixels = (matrix @ pixels.flatten(1)).view_as(pixels).clamp_(0, 255)
+
     if contrast and contrast_last:
         pixels = pixels.mul_(factor).clamp_(0, 255)
     return pixels.round_().byte()
 
+
+def rotation_about_grey(angle):
+    """Rodrigues' formula about the axis (1, 1, 1): I + sin(angle) K + (1 - cos(angle)) K^2."""
+    axis = torch.full((3, 3), 3**-0.5)
+    k = torch.linalg.cross(axis, torch.eye(3)).T  # k @ v is the cross product of axis and v
+    return torch.eye(3) + math.sin(angle) * k + (1 - math.cos(angle)) * k @ k
+
+
 def endless_keys(length, seed, start):
     """Keys of one shuffled pass over `length` images, then of the next, from the start-th on."""
-    for epoch in itertools.count(start // length):
+    for epoch in count(start // length):
         generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
         order = torch.randperm(length, generator=generator).tolist()
-        yield from (epoch * length + index for index in order[max(start - epoch * length, 0) :])
+        skipped = max(start - epoch * length, 0)
+        for index in order[skipped:]:
+            yield epoch * length + index
+
 
 def to_device(batch, device):
-    """A batch of DenseTasks -> normalised image (B, 3, H, W), {task: label}; types widen here:
-    long (B, H, W), depth float (B, 1, H, W) in metres, normal float (B, 3, H, W)."""
-    batch = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    """A batch of DenseTasks -> normalised image (B, 3, H, W), {task: label}.
+
+    Labels widen here: classes to long (B, H, W), depth to float (B, 1, H, W) in metres, normals to
+    float (B, 3, H, W).
+    """
     from torchvision.transforms.v2 import functional
-    image = functional.normalize(batch.pop("image").float() / 255, MEAN, STD)
-    for task, label in batch.items():
+
+    labels = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.items()}
+    image = labels.pop("image").float() / 255
+    image = functional.normalize(image, MEAN, STD).contiguous(memory_format=torch.channels_last)
+    for task, label in labels.items():
         if task == "depth":
-            batch[task] = label[:, None].nan_to_num(0, 0, 0)
+            labels[task] = label[:, None].nan_to_num(0, 0, 0)
         elif task == "normal":
-            batch[task] = label.permute(0, 3, 1, 2).float().nan_to_num(0, 0, 0)
+            labels[task] = label.permute(0, 3, 1, 2).float().nan_to_num(0, 0, 0)
         else:
-            batch[task] = label.long()
-    return image.contiguous(memory_format=torch.channels_last), batch
+            labels[task] = label.long()
+    return image, labels
+
 
 # ------------------------------------------------------------------------------------ 6. backbones
 def conv_bn(channels_in, channels_out, kernel=3, stride=1, relu=True):
-    convolution = nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False)
-    return nn.Sequential(convolution, nn.BatchNorm2d(channels_out), *[nn.ReLU(inplace=True)] * relu)
+    """Convolution and batch norm, and a ReLU unless the caller adds something first."""
+    layers = [
+        nn.Conv2d(channels_in, channels_out, kernel, stride, kernel // 2, bias=False),
+        nn.BatchNorm2d(channels_out),
+    ]
+    if relu:
+        layers.append(nn.ReLU(inplace=True))
+    return nn.Sequential(*layers)
 
-def residual(kind, channels_in, channels, count):
-    """`count` of torchvision's residual blocks in a row: a BasicBlock or a Bottleneck."""
+
+def residual_blocks(kind, channels_in, channels, number):
+    """A row of torchvision's residual blocks, "BasicBlock" or "Bottleneck"."""
     from torchvision.models import resnet
+
     block = getattr(resnet, kind)
-    out = channels * block.expansion
-    shortcut = conv_bn(channels_in, out, 1, relu=False) if channels_in != out else None
-    rest = [block(out, channels) for _ in range(count - 1)]
-    return nn.Sequential(block(channels_in, channels, downsample=shortcut), *rest)
+    channels_out = channels * block.expansion
+    shortcut = None
+    if channels_in != channels_out:
+        shortcut = conv_bn(channels_in, channels_out, kernel=1, relu=False)
+
+    blocks = [block(channels_in, channels, downsample=shortcut)]
+    for _ in range(number - 1):
+        blocks.append(block(channels_out, channels))
+    return nn.Sequential(*blocks)
+
 
 class HighResolutionModule(nn.Module):
     """Parallel branches, one per resolution, whose outputs are summed into one another."""
 
     def __init__(self, channels, blocks):
         super().__init__()
-        self.branches = nn.ModuleList(residual("BasicBlock", c, c, blocks) for c in channels)
-        self.fuse_layers = nn.ModuleList()
-        for i, own in enumerate(channels):
-            layers = [self.fuse(other, own, i - j) for j, other in enumerate(channels)]
-            self.fuse_layers.append(nn.ModuleList(layers))
+        self.branches = nn.ModuleList(residual_blocks("BasicBlock", c, c, blocks) for c in channels)
+
+        self.fuse_layers = nn.ModuleList()  # [i][j] brings branch j to the place of branch i
+        for i, channels_i in enumerate(channels):
+            layers = nn.ModuleList()
+            for j, channels_j in enumerate(channels):
+                layers.append(self.fuse(channels_j, channels_i, levels_down=i - j))
+            self.fuse_layers.append(layers)
 
     @staticmethod
-    def fuse(channels, own, down):
-        """To a branch `down` levels coarser: a 3x3 of stride 2 per level; to a finer one a 1x1."""
-        if down <= 0:
-            return conv_bn(channels, own, 1, relu=False) if down else nn.Identity()
-        steps = [conv_bn(channels, channels, stride=2) for _ in range(down - 1)]
-        return nn.Sequential(*steps, conv_bn(channels, own, stride=2, relu=False))
+    def fuse(channels_in, channels_out, levels_down):
+        """To a coarser branch a 3x3 of stride 2 per level, to a finer one a 1x1."""
+        if levels_down == 0:
+            return nn.Identity()
+        if levels_down < 0:
+            return conv_bn(channels_in, channels_out, kernel=1, relu=False)
+
+        steps = [conv_bn(channels_in, channels_in, stride=2) for _ in range(levels_down - 1)]
+        return nn.Sequential(*steps, conv_bn(channels_in, channels_out, stride=2, relu=False))
 
     def forward(self, maps):
         maps = [branch(x) for branch, x in zip(self.branches, maps)]
+
         fused = []
-        for own, layers in zip(maps, self.fuse_layers):
-            parts = [layer(x) for layer, x in zip(layers, maps)]
-            parts = [F.interpolate(part, own.shape[2:]) if part.shape != own.shape else part
-                     for part in parts]  # to the nearest pixel, as in timm (choice); may be odd
+        for target, layers in zip(maps, self.fuse_layers):
+            parts = []
+            for layer, x in zip(layers, maps):
+                part = layer(x)
+                if part.shape != target.shape:  # any size, also odd; to the nearest pixel as in
+                    part = F.interpolate(part, target.shape[2:])  # timm (choice; ATRC: bilinear)
+                parts.append(part)
             fused.append(F.relu_(sum(parts[1:], parts[0])))
         return fused
 
+
 class HRNet(nn.Module):
-    """HRNet (Wang et al., 2020) without its classifier, named as in the official checkpoints."""
+    """HRNet (Wang et al., 2020) without its classifier, named as in the official checkpoints.
+
+    width: channels of the finest branch. first_blocks: of stage 1. modules: of stages 2, 3, 4.
+    blocks: residual blocks per branch and module.
+    """
 
     def __init__(self, width, first_blocks, modules, blocks):
         super().__init__()
-        self.channels = w = [width, 2 * width, 4 * width, 8 * width]
-        self.conv1, self.bn1 = conv_bn(3, 64, stride=2, relu=False)
-        self.conv2, self.bn2 = conv_bn(64, 64, stride=2, relu=False)
-        self.layer1 = residual("Bottleneck", 64, 64, first_blocks)
-        for i, count in enumerate(modules, 1):  # stages 2 to 4: each has one more, coarser branch
-            kept = [nn.Identity()] * i if i > 1 else [conv_bn(256, w[0])]
-            new = nn.Sequential(conv_bn(w[i - 1] if i > 1 else 256, w[i], stride=2))
-            stage = [HighResolutionModule(w[: i + 1], blocks) for _ in range(count)]
-            setattr(self, f"transition{i}", nn.ModuleList([*kept, new]))
-            setattr(self, f"stage{i + 1}", nn.Sequential(*stage))
+        w = [width, 2 * width, 4 * width, 8 * width]
+        self.channels = w
+
+        self.conv1 = nn.Conv2d(3, 64, 3, stride=2, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.conv2 = nn.Conv2d(64, 64, 3, stride=2, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(64)
+        self.layer1 = residual_blocks("Bottleneck", 64, 64, first_blocks)
+
+        # Every transition adds a branch of half the resolution.
+        self.transition1 = self.transition([conv_bn(256, w[0])], 256, w[1])
+        self.stage2 = self.stage(w[:2], modules[0], blocks)
+        self.transition2 = self.transition([nn.Identity(), nn.Identity()], w[1], w[2])
+        self.stage3 = self.stage(w[:3], modules[1], blocks)
+        self.transition3 = self.transition([nn.Identity() for _ in range(3)], w[2], w[3])
+        self.stage4 = self.stage(w[:4], modules[2], blocks)
+
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
 
-    def forward(self, x):  # (B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32
+    @staticmethod
+    def transition(same, channels_in, channels_out):
+        """Layers for the branches that there are, and one that makes a coarser branch."""
+        return nn.ModuleList([*same, nn.Sequential(conv_bn(channels_in, channels_out, stride=2))])
+
+    @staticmethod
+    def stage(channels, modules, blocks):
+        return nn.Sequential(*[HighResolutionModule(channels, blocks) for _ in range(modules)])
+
+    def forward(self, x):
+        """(B, 3, H, W) -> 4 maps of `channels` at strides 4, 8, 16, 32, sizes rounded up."""
         x = F.relu_(self.bn1(self.conv1(x)))
-        maps = [self.layer1(F.relu_(self.bn2(self.conv2(x))))]  # (B, 256, H/4, W/4)
-        for transition, stage in ((self.transition1, self.stage2), (self.transition2, self.stage3),
-                                  (self.transition3, self.stage4)):
-            maps = stage([layer(x) for layer, x in zip(transition, [*maps, maps[-1]])])
+        x = F.relu_(self.bn2(self.conv2(x)))
+        maps = [self.layer1(x)]  # (B, 256, H/4, W/4)
+
+        stages = [
+            (self.transition1, self.stage2),
+            (self.transition2, self.stage3),
+            (self.transition3, self.stage4),
+        ]
+        for transition, stage in stages:
+            coarsest = maps[-1]
+            maps = stage([layer(x) for layer, x in zip(transition, [*maps, coarsest])])
         return maps
+
 
 class ResNet(nn.Module):
     """torchvision's without its classifier; output strides 4 to 32 (choice: not dilated to 8)."""
@@ -512,181 +998,453 @@ class ResNet(nn.Module):
     def __init__(self, name):
         super().__init__()
         from torchvision.models import get_model
+
         net = get_model(name)
-        self.channels = [net.fc.in_features // k for k in (8, 4, 2, 1)]
-        for part, module in [*net.named_children()][:-2]:  # all but avgpool and fc
-            self.add_module(part, module)
+        deepest = net.fc.in_features
+        self.channels = [deepest // 8, deepest // 4, deepest // 2, deepest]
+        for child, module in net.named_children():
+            if child not in ("avgpool", "fc"):
+                self.add_module(child, module)
 
-    def forward(self, x):  # like HRNet
-        maps = [self.maxpool(self.relu(self.bn1(self.conv1(x))))]
+    def forward(self, x):
+        """Like HRNet's."""
+        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        maps = []
         for layer in (self.layer1, self.layer2, self.layer3, self.layer4):
-            maps.append(layer(maps[-1]))
-        return maps[1:]
+            x = layer(x)
+            maps.append(x)
+        return maps
 
-BACKBONES = {  # HRNet: width, blocks of stage 1, modules of stages 2 to 4, blocks per branch
-    "hrnet_tiny": lambda: HRNet(12, 1, (1, 1, 1), 1),  # for minutes on a CPU (choice)
-    "hrnet18s": lambda: HRNet(18, 2, (1, 3, 2), 2),  # HRNet-W18-Small-v2
-    "hrnet18": lambda: HRNet(18, 4, (1, 4, 3), 4),
-    "hrnet32": lambda: HRNet(32, 4, (1, 4, 3), 4),
-    "hrnet48": lambda: HRNet(48, 4, (1, 4, 3), 4),
-    "resnet18": lambda: ResNet("resnet18"),
-    "resnet50": lambda: ResNet("resnet50")}
+
+@dataclass(frozen=True)
+class HRNetVariant:
+    width: int
+    first_blocks: int
+    modules: tuple
+    blocks: int
+    weights: str | None = None  # file name; its digits are the start of its SHA-256
+
+
+# fmt: off
+HRNETS = {
+    "hrnet_tiny": HRNetVariant(12, 1, (1, 1, 1), 1),  # for minutes on a CPU (choice)
+    "hrnet18s":   HRNetVariant(18, 2, (1, 3, 2), 2, "hrnetv2_w18_small-b5a04e21.pth"),  # Small-v2
+    "hrnet18":    HRNetVariant(18, 4, (1, 4, 3), 4, "hrnetv2_w18-00eb2006.pth"),
+    "hrnet32":    HRNetVariant(32, 4, (1, 4, 3), 4, "hrnetv2_w32-dc9eeb4f.pth"),
+    "hrnet48":    HRNetVariant(48, 4, (1, 4, 3), 4, "hrnetv2_w48-d2186c55.pth"),
+}
+# fmt: on
+HRNET_WEIGHTS = "https://download.openmmlab.com/pretrain/third_party/"  # the authors' own weights
+RESNETS = ("resnet18", "resnet50")
+BACKBONES = (*HRNETS, *RESNETS)
+
 
 def build_backbone(name):
     """With random weights: .channels, 4 ints; (B, 3, H, W) -> 4 maps at strides 4, 8, 16, 32."""
-    if name not in BACKBONES:
-        raise UserError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
-    return BACKBONES[name]()
+    if name in HRNETS:
+        variant = HRNETS[name]
+        return HRNet(variant.width, variant.first_blocks, variant.modules, variant.blocks)
+    if name in RESNETS:
+        return ResNet(name)
+    raise UserError(f"no backbone {name!r}; there are {', '.join(BACKBONES)}")
+
 
 def load_pretrained(backbone, name, source):
-    """Fill a backbone from "imagenet" (torchvision's ResNet) or a file, where the weights may lie
-    under "state_dict" or "model" and behind a prefix -> the prefix that fills most."""
-    if source != "imagenet":
+    """Fill a backbone from "imagenet", or from a file of weights of the same network.
+
+    In a file the weights may lie under "state_dict" or "model", and their names behind a prefix,
+    as "module.backbone.". -> the prefix.
+    """
+    if source == "imagenet":
+        state = download_weights(name)
+    else:
         state = load_weights(source)
         for key in ("state_dict", "model"):
-            state = state[key] if isinstance(state.get(key), dict) else state
-    elif name.startswith("resnet"):
-        from torchvision.models import get_model_weights
-        weights = get_model_weights(name).IMAGENET1K_V1
-        with blaming(f"download {weights.url} to {torch.hub.get_dir()}/checkpoints/", OSError):
-            state = weights.get_state_dict(check_hash=True)
-    else:
-        raise UserError("--pretrained imagenet is for ResNet; README.md tells how to get HRNet's")
-    own = {key: value.shape for key, value in backbone.state_dict().items() if value.ndim}
-    lacking = {}  # prefix -> arrays that it does not fill
-    for first in sorted({"conv1.weight", *(k for k in map(str, state) if k.endswith("conv1.weight"))}):
-        prefix = first.removesuffix("conv1.weight")
-        lacking[prefix] = [k for k in own if getattr(state.get(prefix + k), "shape", 0) != own[k]]
-    prefix = min(lacking, key=lambda prefix: len(lacking[prefix]))
-    if lacking[prefix]:
-        raise UserError(f"{source} does not fill {len(lacking[prefix])} of {len(own)} arrays of "
-                        f"{name}, as {lacking[prefix][0]}")
-    backbone.load_state_dict({key: state[prefix + key] for key in own}, strict=False)
+            if isinstance(state.get(key), dict):
+                state = state[key]
+
+    # The network may begin wherever there is a first convolution: the prefix that fills most.
+    prefixes = {""}
+    for key in map(str, state):
+        if key.endswith("conv1.weight"):
+            prefixes.add(key.removesuffix("conv1.weight"))
+    wanted = {key: value.shape for key, value in backbone.state_dict().items() if value.ndim}
+    prefix = min(sorted(prefixes), key=lambda prefix: len(unfilled(wanted, state, prefix)))
+    missing = unfilled(wanted, state, prefix)
+    if missing:
+        raise UserError(
+            f"{source} does not fill {len(missing)} of {len(wanted)} arrays of {name}, as "
+            f"{missing[0]}; it holds {', '.join(list(map(str, state))[:3])} ..."
+        )
+    backbone.load_state_dict({key: state[prefix + key] for key in wanted}, strict=False)
     return prefix
+
+
+def unfilled(wanted, state, prefix):
+    """Names of `wanted`, name -> shape, for which `state` has no array of that shape."""
+    return [k for k, shape in wanted.items() if getattr(state.get(prefix + k), "shape", 0) != shape]
+
+
+def download_weights(name):
+    """ImageNet weights by the encoder's name: OpenMMLab's copy of HRNet's, torchvision's ResNet."""
+    if name in RESNETS:
+        from torchvision.models import get_model_weights
+
+        url = get_model_weights(name).IMAGENET1K_V1.url
+    elif HRNETS[name].weights:
+        url = HRNET_WEIGHTS + HRNETS[name].weights
+    else:
+        raise UserError(f"{name} has no ImageNet weights: take --pretrained none")
+
+    folder = Path(torch.hub.get_dir()) / "checkpoints"
+    by_hand = f"get {url} by other means and put it into {folder}, or take --pretrained none"
+    with explaining(f"ImageNet weights of {name} cannot be had, {by_hand}", OSError, RuntimeError):
+        return torch.hub.load_state_dict_from_url(url, map_location="cpu", check_hash=True)
+
 
 # ---------------------------------------------------------------------------------------- 7. model
 class MultiTaskNet(nn.Module):
-    """A shared encoder, and per task a 3x3 conv-BN-ReLU and a 1x1 prediction (protocol).
-    tasks: task -> prediction channels. The encoder's four maps are resized to stride 4 and
-    concatenated; a ResNet's, far wider, are first brought to 128 channels each (choice). The 3x3
-    leaves a quarter of the channels: F_T, which the regulariser sees."""
+    """A shared encoder; per task a 3x3 conv-BN-ReLU and a 1x1 prediction (protocol).
+
+    tasks: task -> prediction channels. backbone: a name of BACKBONES, or a module of your own with
+    `.channels` and maps from stride 4 on, coarser one by one. Its maps are resized to the first
+    one's size and concatenated. An encoder wider than 720 channels in all, HRNet48's, is first
+    brought to 128 per map (choice). The 3x3 leaves a quarter of the channels: F_T, which the
+    regulariser sees.
+    """
 
     def __init__(self, tasks, backbone="hrnet18s"):
         super().__init__()
-        self.backbone = build_backbone(backbone)
-        widths, wide = self.backbone.channels, isinstance(self.backbone, ResNet)
-        self.laterals = nn.ModuleList(conv_bn(w, 128, 1) if wide else nn.Identity() for w in widths)
-        total = 4 * 128 if wide else sum(widths)
+        if isinstance(backbone, str):
+            backbone = build_backbone(backbone)
+        self.backbone = backbone
+
+        self.laterals = nn.ModuleList()
+        widths = backbone.channels
+        if sum(widths) > 720:
+            self.laterals.extend(conv_bn(width, 128, kernel=1) for width in widths)
+            widths = [128 for _ in widths]
+        else:
+            self.laterals.extend(nn.Identity() for _ in widths)
+
+        total = sum(widths)
         self.channels = total // 4  # C
         self.heads = nn.ModuleDict({task: conv_bn(total, self.channels) for task in tasks})
-        self.predictors = nn.ModuleDict({t: nn.Conv2d(self.channels, k, 1) for t, k in tasks.items()})
+        self.predictors = nn.ModuleDict()
+        for task, channels in tasks.items():
+            self.predictors[task] = nn.Conv2d(self.channels, channels, 1)
         for predictor in self.predictors.values():
             nn.init.normal_(predictor.weight, std=0.01)
             nn.init.zeros_(predictor.bias)
 
-    def features(self, x):  # (B, 3, H, W) -> task -> F_T (B, C, H/4, W/4), rounded up
+    def features(self, x):
+        """(B, 3, H, W) -> task -> F_T (B, C, H/4, W/4), sizes rounded up."""
         maps = [lateral(m) for lateral, m in zip(self.laterals, self.backbone(x))]
         size = maps[0].shape[2:]
-        shared = torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], 1)
+        shared = torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], dim=1)
         return {task: head(shared) for task, head in self.heads.items()}
 
-    def predict(self, features, size):  # features() -> task -> (B, K, *size)
-        return {task: F.interpolate(self.predictors[task](feature), size, mode="bilinear")
-                for task, feature in features.items()}
+    def predict(self, features, size):
+        """What features() gives -> task -> (B, K, *size)."""
+        predictions = {}
+        for task, feature in features.items():
+            prediction = self.predictors[task](feature)
+            predictions[task] = F.interpolate(prediction, size, mode="bilinear")
+        return predictions
 
-    def forward(self, x):  # (B, 3, H, W) -> task -> (B, K, H, W)
+    def forward(self, x):
+        """(B, 3, H, W) -> task -> (B, K, H, W). The regulariser has no part in it (stated)."""
         return self.predict(self.features(x), x.shape[2:])
 
+
 def postprocess(task, prediction):
-    """(B, K, H, W) of the network -> depth (B, 1, H, W), unit normals (B, 3, H, W), probability or
-    class labels (B, H, W)."""
-    if task in ("depth", "normal"):
-        return prediction.clamp(min=0) if task == "depth" else F.normalize(prediction, dim=1)
-    return prediction.sigmoid().squeeze(1) if TASKS[task].channels == 1 else prediction.argmax(1)
+    """(B, K, H, W) of the network -> what is judged and drawn.
 
+    Depth in metres (B, 1, H, W), unit normals (B, 3, H, W), the probability of saliency and
+    boundary (B, H, W), the most likely class (B, H, W).
+    """
+    if task == "depth":
+        return prediction.clamp(min=0)
+    if task == "normal":
+        return F.normalize(prediction, dim=1)
+    if TASKS[task].channels == 1:
+        return prediction.sigmoid().squeeze(1)
+    return prediction.argmax(1)
+
+
+# ------------------------------------------------------------------------------------- 8. training
 class Objective(nn.Module):
-    """Network, losses and regulariser in one forward pass, as DistributedDataParallel needs."""
+    """Network, task losses and regulariser in one forward pass, as DistributedDataParallel asks.
 
-    def __init__(self, net, contrast, boundary_weight):
+    regulariser: a CrossTaskContrast, or None for the baseline.
+    """
+
+    def __init__(self, net, regulariser, protocol):
         super().__init__()
-        self.net, self.contrast, self.positive_weight = net, contrast, {"boundary": boundary_weight}
+        self.net = net
+        self.regulariser = regulariser
+        self.boundary_weight = protocol.boundary_weight
 
     def forward(self, images, labels):
-        """(B, 3, H, W), labels of a batch -> {task: unweighted loss, "contrast": regulariser}."""
-        features, contrast = self.net.features(images), {}
-        if self.contrast is not None:  # first: backward() then reaches it when memory is free again
-            contrast = {"contrast": self.contrast(features, labels)}
-        predictions = self.net.predict(features, images.shape[2:])
-        losses = {task: TASKS[task].loss(p.float(), labels[task], self.positive_weight.get(task))
-                  for task, p in predictions.items()}
-        return losses | contrast
+        """(B, 3, H, W), task -> label -> (task -> L_T, sum over targets of L_contrast)."""
+        features = self.net.features(images)  # task -> F_T
 
-# ----------------------------------------------------------------------------------- 8. evaluation
-def rank_and_world():
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+        # Before the predictions: backward() then comes to it when their memory is free again.
+        contrast = torch.zeros((), device=images.device)
+        if self.regulariser is not None:
+            contrast = self.regulariser(features, labels)
+
+        predictions = self.net.predict(features, images.shape[2:])
+        losses = {}
+        for task, prediction in predictions.items():
+            prediction = prediction.float()
+            if task == "boundary":
+                loss = weighted_binary_loss(prediction, labels[task], self.boundary_weight)
+            else:
+                loss = TASKS[task].loss(prediction, labels[task])
+            losses[task] = loss
+        return losses, contrast
+
+
+def set_up(config, device, contrast=CrossTaskContrast, backbone=None):
+    """All that a run begins with -> Objective, optimiser, schedule.
+
+    contrast(tasks, channels) makes the regulariser; backbone: a module in place of the config's.
+    """
+    torch.manual_seed(config["seed"])
+    net = MultiTaskNet(config["channels"], backbone or config["backbone"])
+    if config["pretrained"] != "none":
+        load_pretrained(net.backbone, config["backbone"], config["pretrained"])
+
+    regulariser = None
+    if config["contrast"] > 0:  # made after the network, so that both arms start alike
+        regulariser = contrast(config["tasks"], net.channels)
+
+    objective = Objective(net, regulariser, PROTOCOLS[config["dataset"]])
+    objective = objective.to(device, memory_format=torch.channels_last)
+    if device.type == "cuda" and dist.is_initialized():
+        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
+
+    optimiser = torch.optim.SGD(
+        objective.parameters(), config["lr"], momentum=0.9, weight_decay=5e-4
+    )
+    schedule = torch.optim.lr_scheduler.PolynomialLR(optimiser, config["iters"], power=0.9)
+    return objective, optimiser, schedule
+
+
+def training_batches(config, device, workers, start):
+    """This process's share of every batch from iteration `start` to the last."""
+    dataset = DenseTasks(
+        config["data"], "train", config["tasks"], augment=True, seed=config["seed"]
+    )
+    batch_size = config["batch_size"]
+    keys = endless_keys(len(dataset), config["seed"], start * batch_size)
+    left = (config["iters"] - start) * batch_size
+    return DataLoader(
+        dataset,
+        batch_size // world_size(),
+        sampler=islice(keys, rank(), left, world_size()),
+        num_workers=workers,
+        worker_init_fn=quiet_worker,
+        pin_memory=device.type == "cuda",
+    )
+
+
+def train(args, config, device, contrast=CrossTaskContrast, backbone=None):
+    """The training of the paper -> the trained network; log.csv and last.pt in the run's folder."""
+    objective, optimiser, schedule = set_up(config, device, contrast, backbone)
+    run = SafeRun(args.out, config, objective, optimiser, schedule)  # section 10
+    start = run.begin(args.resume)
+    batches = training_batches(config, device, args.workers, start)
+
+    if args.compile:
+        objective.net.features = torch.compile(objective.net.features)
+    parallel = objective
+    if world_size() > 1:
+        # In an iteration most projectors are not drawn, so they have no gradient.
+        parallel = nn.parallel.DistributedDataParallel(
+            objective, find_unused_parameters=config["contrast"] > 0
+        )
+
+    with run.noting_signals():
+        for iteration, batch in enumerate(batches, start + 1):
+            # The regulariser's draws follow from seed and iteration, so a resumed run repeats them.
+            torch.manual_seed(config["seed"] * 2**32 + iteration)
+            images, labels = to_device(batch, device)
+
+            # Features of all tasks; their losses, and the regulariser's.
+            with torch.autocast(device.type, torch.bfloat16, enabled=config["amp"]):
+                losses, contrast_loss = parallel(images, labels)
+
+            # L = sum over tasks of w_T L_T + lambda * sum over targets of L_contrast (stated).
+            total = sum(TASKS[task].weight * loss for task, loss in losses.items())
+            total = total + config["contrast"] * contrast_loss
+
+            optimiser.zero_grad()
+            total.backward()
+            optimiser.step()
+
+            # Polynomial decay of the learning rate (protocol).
+            lr = schedule.get_last_lr()[0]
+            schedule.step()
+
+            run.after_step(iteration, images, losses, contrast_loss, lr)
+    return objective.net
+
+
+# ----------------------------------------------------------------------------------- 9. evaluation
+def build_metric(task, channels, protocol):
+    """The task's metric, still empty; None where extras/, which odsF needs, is missing."""
+    metric = TASKS[task].metric
+    if metric is MeanIoU:
+        return MeanIoU(channels)
+    if metric is OdsF:
+        return OdsF(protocol.max_dist) if find_extra("odsf", "odsF") else None
+    return metric()
+
 
 @torch.inference_mode()
 def evaluate(net, dataset, device, workers=0, amp=False):
-    """All metrics over a split, one forward pass per image at the file's resolution, so that no
-    figure depends on a batch size or on the processes -> what metrics.json holds, and some images
-    with labels and predictions for pictures.preview()."""
-    (rank, world), protocol, metrics, samples = rank_and_world(), PROTOCOLS[dataset.name], {}, []
-    meters = {task: TASKS[task].meter(net.predictors[task].out_channels, protocol) for task in dataset.tasks}
-    images = range(rank, len(dataset), world)  # of this process
-    loader = DataLoader(dataset, sampler=images, num_workers=workers, worker_init_fn=own_group)
+    """The metrics of a split -> what metrics.json holds, and some samples for a picture.
+
+    One forward pass per image at the file's resolution, so that no metric depends on a batch size
+    or on the number of processes.
+    """
+    protocol = PROTOCOLS[dataset.name]
+    metrics = {}
+    for task in dataset.tasks:
+        metrics[task] = build_metric(task, net.predictors[task].out_channels, protocol)
+
+    indices = range(rank(), len(dataset), world_size())  # of this process
+    shown = {indices[0], indices[len(indices) // 2], indices[-1]}
+    samples = []
+    loader = DataLoader(dataset, sampler=indices, num_workers=workers, worker_init_fn=quiet_worker)
+
     net.eval()
-    for index, batch in zip(images, loader):
+    for index, batch in zip(indices, loader):
         image, labels = to_device(batch, device)
         with torch.autocast(device.type, torch.bfloat16, enabled=amp):
             predictions = net(image)
-        for task, meter in meters.items():
+
+        for task, metric in metrics.items():
             check_finite(task, predictions[task], f"{dataset.split} image {index}")
             predictions[task] = postprocess(task, predictions[task].float())
-            meter.update(predictions[task], labels[task])
-        if index in (images[0], images[len(images) // 2], images[-1]):
-            picture = batch["image"][0].permute(1, 2, 0).numpy()
-            truth = {task: batch[task][0].numpy() for task in meters}
-            guess = {task: pictures.as_label(predictions[task][0].cpu().numpy()) for task in meters}
-            samples.append((f"{dataset.split} {index}", picture, truth, guess))
-        if rank == 0 and (index % 100 == 0 or index == images[-1]):
-            print(f"evaluation {index + 1}/{len(dataset)} images", flush=True)
-    for task, meter in meters.items():
-        if world > 1:
-            dist.all_reduce(meter.counts)
-        value = meter.compute()
-        metrics[task] = {TASKS[task].metric: None if math.isnan(value) else value}  # nan: no label
-    return metrics, samples
+            if metric is not None:
+                metric.update(predictions[task], labels[task])
 
-def check_finite(task, prediction, picture):
-    """Neither a figure nor a picture may be made of nan or infinity."""
+        if index in shown:
+            samples.append((f"{dataset.split} {index}", batch, predictions))
+        if rank() == 0 and (index % 100 == 0 or index == indices[-1]):
+            print(f"evaluation {index + 1}/{len(dataset)} images", flush=True)
+
+    found = {}
+    for task, metric in metrics.items():
+        value = math.nan
+        if metric is not None:
+            if world_size() > 1:
+                dist.all_reduce(metric.counts)
+            value = metric.compute()
+        found[task] = {TASKS[task].metric.name: None if math.isnan(value) else value}
+    return found, samples
+
+
+def check_finite(task, prediction, image):
+    """Neither a metric nor a picture may be made of nan or infinity."""
     if not prediction.isfinite().all():
-        raise UserError(f"the {task} prediction of {picture} is not finite: the weights are ruined")
+        raise UserError(f"the {task} prediction of {image} is not finite: the weights are ruined")
+
 
 def report(net, config, out, device, workers):
-    """Evaluate on the val split -> preview.png, config.json, metrics.json and the closing table."""
+    """Evaluate on the val split -> metrics.json, config.json, preview.png, the closing table."""
     dataset = DenseTasks(config["data"], "val", config["tasks"])
     metrics, samples = evaluate(net, dataset, device, workers, config["amp"])
-    if rank_and_world()[0]:
+    if rank() != 0:
         return
-    with replacing(out / "preview.png") as part:
-        pictures.preview(samples, dataset.classes).save(part, "PNG")
-    for name, content in (("config.json", config), ("metrics.json", metrics)):
-        with replacing(out / name) as part:
-            part.write_text(json.dumps(content, indent=1))
+
+    write_json(out / "metrics.json", metrics)  # first: what follows may fail
+    write_json(out / "config.json", config)
+    draw_preview(samples, dataset.classes, out / "preview.png")
+
     print(f"\nval split of {config['data']}, {len(dataset)} images:")
-    for task, figures in metrics.items():
-        [(name, value)], row = figures.items(), TASKS[task]
-        value = "-" if value is None else f"{value:.{4 if row.unit == 'm' else 2}f}"
-        better = ("lower", "higher")[row.higher_is_better]
-        print(f"  {task:9}{name:5}{value:>7} {row.unit:4}{better} is better")
+    for task, values in metrics.items():
+        metric = TASKS[task].metric
+        value = values[metric.name]
+        digits = 4 if metric.unit == "m" else 2
+        shown = "-" if value is None else f"{value:.{digits}f}"
+        sense = "higher" if metric.higher_is_better else "lower"
+        print(f"  {task:9}{metric.name:5}{shown:>7} {metric.unit:4}{sense} is better")
     print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
-# ------------------------------------------------------------------------------------- 9. training
+
+def draw_preview(samples, classes, path):
+    """Labels and predictions of some images, side by side, as a picture."""
+    pictures = find_extra("pictures", path.name)
+    if not pictures:
+        return
+
+    rows = []
+    for name, batch, predictions in samples:
+        image = batch["image"][0].permute(1, 2, 0).numpy()
+        labels = {task: batch[task][0].numpy() for task in predictions}
+        guesses = {}
+        for task, prediction in predictions.items():
+            guesses[task] = pictures.as_label(prediction[0].cpu().numpy())
+        rows.append((name, image, labels, guesses))
+    with replacing(path) as part:
+        pictures.preview(rows, classes).save(part, "PNG")
+
+
+# --------------------------------------------------------------------------------------- 10. safety
+# What keeps a run safe: not needed to understand the method. A run can be killed at any moment and
+# resumed as if it had never stopped; Ctrl-C and SIGTERM save and stop; what is not finite is
+# neither saved nor shown; a file is the old or the new one, never half of it; bad use is one line.
+class UserError(Exception):
+    """Bad use or bad input. Its text is the one line that the user sees."""
+
+
+# What helps, by a part of an error's text.
+REMEDIES = {
+    "shared memory": "/dev/shm is full: --workers 0, or docker run --shm-size=8g",
+    "/torch_": "/dev/shm is full: --workers 0, or docker run --shm-size=8g",
+    "unable to lock": "close what writes it, or set HDF5_USE_FILE_LOCKING=FALSE",
+    "out of memory": "take a smaller --batch-size",
+    "more than 1 value per channel": "take a larger --batch-size for images this small",
+}
+
+
+@contextmanager
+def explaining(what, *errors):
+    """Errors of these kinds, which come from outside, become a UserError of one line."""
+    try:
+        yield
+    except UserError:
+        raise
+    except errors as error:
+        text = str(error).strip() or type(error).__name__
+        if "Traceback" in text:  # of a loader's process: its last line is the cause
+            text = text.splitlines()[-1]
+        remedies = [remedy for part, remedy in REMEDIES.items() if part in text]
+        text = " ".join(text.split())[:300]
+        raise UserError(": ".join([what, text, *remedies[:1]])) from error
+
+
+def find_extra(name, what):
+    """The module extras/NAME.py; None, and a line that says so, where it is missing."""
+    try:
+        return importlib.import_module(f"extras.{name}")
+    except ModuleNotFoundError as error:
+        if error.name not in ("extras", f"extras.{name}"):
+            raise
+        if rank() == 0:
+            print(f"no {what}: extras/{name}.py is not beside mtcd.py", flush=True)
+        return None
+
+
 @contextmanager
 def replacing(path):
-    """A temporary name to write to, then renamed: the file is always the old or the new one."""
+    """A temporary name to write to, which is renamed at the end: path is the old or the new file."""
     part = Path(f"{path}.part")
-    with blaming(f"{path} cannot be written", OSError, RuntimeError):
+    with explaining(f"{path} cannot be written", OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
@@ -694,307 +1452,554 @@ def replacing(path):
         finally:
             part.unlink(missing_ok=True)
 
+
+def write_json(path, content):
+    with replacing(path) as part:
+        part.write_text(json.dumps(content, indent=1))
+
+
 def load_weights(path, *keys):
-    """A file of torch.save -> its dictionary, which must have `keys`; no code in it is run."""
-    with blaming(f"{path} cannot be loaded as weights", Exception, before="Weights only"):  # not torch's advice
-        if zipfile.is_zipfile(path) and (damaged := zipfile.ZipFile(path).testzip()):
-            raise ValueError(f"it is damaged, {damaged} has a wrong checksum")  # torch.load skips it
-        content = torch.load(path, map_location="cpu", weights_only=True)
+    """A file of torch.save -> its dictionary, which must have `keys`. No code in it is run."""
+    with explaining(f"{path} cannot be loaded as weights", Exception):
+        with open(path, "rb") as file:
+            start = file.read(200).lstrip()
+        if start.startswith(b"<"):
+            raise ValueError("it is a web page, get the file again")
+        if start.startswith(b"version https://git-lfs"):
+            raise ValueError("it is a pointer of Git LFS, get the file itself: git lfs pull")
+
+        if zipfile.is_zipfile(path):
+            damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at checksums
+            if damaged:
+                raise ValueError(f"it is damaged, {damaged} has a wrong checksum")
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except pickle.UnpicklingError as error:
+            raise ValueError(foreign_object(str(error))) from error
         if not isinstance(content, dict) or not set(keys) <= content.keys():
             raise ValueError(f"it has no {' and '.join(keys) or 'weights'}")
         return content
 
-def set_up(args, config, device, contrast=CrossTaskContrast):
-    """Everything that a run begins with -> Objective, optimiser, schedule."""
-    torch.manual_seed(args.seed)
-    net = MultiTaskNet(config["channels"], args.backbone)  # first, so that both arms start alike
-    if args.pretrained != "none":
-        prefix = load_pretrained(net.backbone, args.backbone, args.pretrained)
-        print(f"{args.backbone} starts from {prefix}* of {args.pretrained}", flush=True)
-    regulariser = contrast(config["tasks"], net.channels) if args.contrast else None
-    objective = Objective(net, regulariser, PROTOCOLS[config["dataset"]].boundary_weight)
-    objective = objective.to(device, memory_format=torch.channels_last)
-    if device.type == "cuda" and dist.is_initialized():
-        objective = nn.SyncBatchNorm.convert_sync_batchnorm(objective)
-    optimiser = torch.optim.SGD(objective.parameters(), args.lr, momentum=0.9, weight_decay=5e-4)
-    return objective, optimiser, torch.optim.lr_scheduler.PolynomialLR(optimiser, args.iters, 0.9)
 
-def save(out, config, log, parts):
-    """log.csv, and last.pt: enough, as every random draw follows from the seed and the iteration."""
-    state = {"config": config, "iteration": log[-1]["iteration"], "log": log}
-    with replacing(out / "last.pt") as file:
-        torch.save(state | {name: part.state_dict() for name, part in parts.items()}, file)
-    with replacing(out / "log.csv") as part, part.open("w", newline="") as file:
-        csv.writer(file).writerows([log[-1].keys(), *(row.values() for row in log)])
+def foreign_object(text):
+    """Why torch.load refused a file, from its message."""
+    found = re.search(r"(?:GLOBAL|class) ([\w.]+)", text)
+    if not found:
+        return "it is no file of torch.save"
+    return f"it holds {found[1]}, not tensors alone; save a state_dict: torch.save(net.state_dict(), FILE)"
 
-def resume(out, config, parts):
-    """Load out/last.pt into everything that trains -> its iteration, the rows of log.csv."""
-    saved = load_weights(out / "last.pt", "config", "iteration", *parts)
-    differ = [f"{key} {saved['config'].get(key)}, not {value}" for key, value in config.items()
-              if saved["config"].get(key) != value]
-    if differ:
-        raise UserError(f"{out / 'last.pt'} is of another run: {'; '.join(differ)}")
-    for name, part in parts.items():
-        part.load_state_dict(saved[name])
-    return saved["iteration"], saved.get("log", [])
 
-@contextmanager
-def alone_in(folder):
-    """Make a folder and keep other runs out of it until this one ends, however it ends."""
-    with ExitStack() as stack:
-        with blaming(f"--out {folder} cannot be used, or another run is at work in it", OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.name == "posix" and rank_and_world()[0] == 0:
-                import fcntl
-                handle = os.open(folder, os.O_RDONLY)
-                stack.callback(os.close, handle)
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
+def check_data(file, split, tasks):
+    """Refuse a file that is not laid out as README's table says, before any time is lost."""
 
-@contextmanager
-def signals_noted():  # within it Ctrl-C and SIGTERM only fill the list that it yields
-    received = []
-    with ExitStack() as stack:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            stack.callback(signal.signal, number, signal.signal(number, lambda n, _: received.append(n)))
-        yield received
+    def refuse(what):
+        raise UserError(f"{file.filename}: {what} (README.md has the table of a data file)")
 
-def own_group(_):  # in a loader's process: signals to the run, and words, are the main process's
-    getattr(os, "setpgrp", int)()  # not on Windows
-    sys.excepthook = lambda *_: None  # of the thread that hands over batches, when main has gone
+    if file.attrs.get("dataset") not in PROTOCOLS:
+        refuse(f"its attribute dataset must be one of {', '.join(PROTOCOLS)}")
+    if "semseg" in tasks and "semseg_classes" not in file.attrs:
+        refuse("it lacks the attribute semseg_classes, the names of the classes")
+    group = file.get(split, {})
+    missing = {"image", "size", *tasks} - set(group)
+    if missing:
+        refuse(f"{split} has no {', '.join(sorted(missing))}")
 
-def in_any_process(flag):  # whether the flag is set in any process, so that all of them do the same
+    # Types and shapes; the images' tells those of the labels.
+    shape = group["image"].shape[:3]  # (N, H, W)
+    if len(shape) < 3 or shape[0] == 0:
+        refuse(f"{split} has no image")
+    expected = {"image": f"uint8 {(*shape, 3)}", "size": f"{group['size'].dtype} {(shape[0], 2)}"}
+    for task in tasks:
+        expected[task] = f"{TASKS[task].dtype} {(*shape, *TASKS[task].tail)}"
+    for name, layout in expected.items():
+        found = f"{group[name].dtype} {group[name].shape}"
+        if found != layout:
+            refuse(f"{split}/{name} must be {layout}, it is {found}")
+
+    # A binary map of 0 and 255 would be without a positive; a few images tell.
+    for task in tasks:
+        if TASKS[task].classes == 2:
+            values = set()
+            for index in np.linspace(0, shape[0] - 1, 8).astype(int):
+                height, width = group["size"][index]
+                values.update(np.unique(group[task][index, :height, :width]).tolist())
+            if {0, 255} <= values and 1 not in values:
+                refuse(f"{split}/{task} must be 0 and 1, and 255 ignored; it is 0 and 255")
+
+
+def check_classes(task, label, num_classes):
+    """Refuse a label (h, w) beyond the classes of its task; 255 is ignored."""
+    highest = np.where(label == 255, 0, label).max(initial=0)
+    if highest >= num_classes:
+        raise ValueError(f"{task} holds {highest}, but its classes are 0 to {num_classes - 1}")
+
+
+def data_identity(file):
+    """What a data file is, wherever it lies: resumed and compared runs must agree in it."""
+    checksum = 0
+    sizes = []
+    for split in ("train", "val"):
+        group = file.get(split, {})
+        if "image" in group:
+            sizes.append(len(group["image"]))
+            height, width = group["image"].shape[1:3]
+        if "crc32" in group:  # one per image, by data_prep.py
+            checksum = zlib.crc32(group["crc32"][:].tobytes(), checksum)
+    counts = " + ".join(map(str, sizes))
+    return f"{counts} images of {height} x {width}, checksum {checksum:08x}"
+
+
+def rank():
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size():
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def in_any_process(flag):
+    """Is the flag set in any process? All of them must do the same."""
     if dist.is_initialized():
         flag = torch.tensor(float(bool(flag)))  # on the CPU: nobody waits for a GPU
         dist.all_reduce(flag, dist.ReduceOp.MAX)
     return bool(flag)
 
-@torch.inference_mode()
-def is_sound(objective, images):
-    """Are weights and predictions finite? The losses do not tell: the last step came after them."""
-    objective.eval()
-    tensors = [*objective.parameters(), *objective.net(images).values()]
-    objective.train()
-    return all(tensor.isfinite().all() for tensor in tensors)
 
-def training_batches(args, config, device, start):  # from an iteration on, this process's share
-    dataset = DenseTasks(config["data"], "train", config["tasks"], augment=True, seed=args.seed)
-    keys, (rank, world) = endless_keys(len(dataset), args.seed, start * args.batch_size), rank_and_world()
-    return DataLoader(dataset, args.batch_size // world, num_workers=args.workers,
-                      sampler=itertools.islice(keys, rank, None, world), worker_init_fn=own_group,
-                      pin_memory=device.type == "cuda")
+def quiet_worker(_):
+    """In a loader's process: signals to the run, and messages, are the main process's alone."""
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
+    sys.excepthook = lambda *_: None  # for the thread that hands over batches when main has gone
 
-def train(args, config, device, contrast=CrossTaskContrast):
-    """The main loop; leaves last.pt and log.csv in the run folder -> the trained network."""
-    (rank, world), out, start, log = rank_and_world(), Path(args.out), 0, []
-    objective, optimiser, schedule = set_up(args, config, device, contrast)
-    parts = {"model": objective.net, "contrast": objective.contrast or nn.ModuleDict(),
-             "optimiser": optimiser, "schedule": schedule}
-    if args.resume and (out / "last.pt").exists():
-        start, log = resume(out, config, parts)
-    elif rank == 0:  # an older run's would pass for this one's
-        for name in ("log.csv", "metrics.json", "preview.png"):
-            (out / name).unlink(missing_ok=True)
-        with replacing(out / "config.json") as part:
-            part.write_text(json.dumps(config, indent=1))
-    if args.compile:
-        objective.net.features = torch.compile(objective.net.features)
-    parallel = objective if world == 1 else nn.parallel.DistributedDataParallel(
-        objective, find_unused_parameters=bool(args.contrast))  # projectors that are not drawn
-    weights = {task: TASKS[task].weight for task in config["tasks"]} | {"contrast": args.contrast}
-    pending, begun, spoken = [], time.monotonic(), 0
-    batches = training_batches(args, config, device, start)
-    with signals_noted() as signals:
-        for iteration, batch in zip(range(start + 1, args.iters + 1), batches):
-            torch.manual_seed(args.seed * 2**32 + iteration)  # the regulariser's draws
-            images, labels = to_device(batch, device)
-            with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-                losses = parallel(images, labels)
-            optimiser.zero_grad()
-            sum(weights[name] * loss for name, loss in losses.items()).backward()
-            optimiser.step()
-            rate = schedule.get_last_lr()[0]
-            schedule.step()
-            if objective.contrast:
-                losses["share_of_chance"] = objective.contrast.share_of_chance
-            pending.append(torch.stack([loss.detach().float() for loss in losses.values()]))
-            stopping = in_any_process(signals)
-            last = stopping or iteration == args.iters
-            saving = last or iteration % min(max(args.iters // 20, 1), 1000) == 0
-            if not saving and iteration % 10:
-                continue
-            means, pending = torch.stack(pending).mean(0).tolist(), []  # here a GPU is waited for
-            ruined = [name for name, mean in zip(losses, means) if not math.isfinite(mean)]
-            if in_any_process(ruined or saving and not is_sound(objective, images)):
-                raise UserError(f"{' '.join(ruined[:3]) or 'the network'} not finite at iteration "
-                                f"{iteration}; begin again with a smaller --lr")
-            now, seconds = time.monotonic(), (time.monotonic() - begun) / (iteration - start)
-            row = {**dict(zip(losses, means)), "lr": rate, "images_per_s": args.batch_size / seconds}
-            row = {name: f"{value:.4g}" for name, value in row.items()}
-            log.append({"iteration": iteration, **row})
-            if rank == 0 and (now > spoken + 5 or last):
-                spoken, left = now, int(seconds * (args.iters - iteration))
-                print(f"{iteration}/{args.iters}  " + "  ".join(map(" ".join, row.items()))
-                      + f"  {left // 60}:{left % 60:02} left", flush=True)
-            if rank == 0 and saving:
-                save(out, config, log, parts)
-            if stopping:
-                raise UserError(f"stopped; --resume goes on from iteration {iteration} of {out}")
-    return objective.net
 
-# -------------------------------------------------------------------------------- 10. command line
+class SafeRun:
+    """A run's folder: what is logged, saved, resumed, and when the run has to stop."""
+
+    def __init__(self, folder, config, objective, optimiser, schedule):
+        self.folder = Path(folder)
+        self.config = config
+        self.objective = objective
+        self.parts = {  # what last.pt holds; all else follows from seed and iteration
+            "model": objective.net,
+            "contrast": objective.regulariser or nn.ModuleDict(),
+            "optimiser": optimiser,
+            "schedule": schedule,
+        }
+        self.log = []  # rows of log.csv
+        self.pending = []  # losses since the last row
+        self.signals = []  # that have come
+        self.lines = 0  # on the terminal
+        self.print_time = -math.inf
+
+    def begin(self, resume):
+        """-> the iteration to go on from. A new run removes what an older one left here."""
+        self.first = 0
+        if resume and (self.folder / "last.pt").exists():
+            self.first = self.load()
+        elif rank() == 0:
+            for name in ("log.csv", "metrics.json", "preview.png"):
+                (self.folder / name).unlink(missing_ok=True)
+            write_json(self.folder / "config.json", self.config)
+        self.start_time = time.monotonic()
+        return self.first
+
+    def load(self):
+        """last.pt into everything that trains -> its iteration; another run's is refused."""
+        path = self.folder / "last.pt"
+        saved = load_weights(path, "config", "iteration", *self.parts)
+        differences = config_differences(saved["config"], self.config)
+        if differences:
+            raise UserError(f"{path} is of another run: {'; '.join(differences)}")
+        for name, part in self.parts.items():
+            part.load_state_dict(saved[name])
+        self.log = saved.get("log", [])
+        return saved["iteration"]
+
+    @contextmanager
+    def noting_signals(self):
+        """Ctrl-C and SIGTERM are noted here, and obeyed by after_step()."""
+        handlers = {}
+        for number in (signal.SIGINT, signal.SIGTERM):
+            handlers[number] = signal.signal(number, lambda n, _: self.signals.append(n))
+        try:
+            yield
+        finally:
+            for number, handler in handlers.items():
+                signal.signal(number, handler)
+
+    def after_step(self, iteration, images, losses, contrast_loss, lr):
+        """Log every 10 iterations, save 20 times and at the end; stop after a signal."""
+        row = {task: loss.detach().float() for task, loss in losses.items()}
+        if self.objective.regulariser is not None:
+            row["contrast"] = contrast_loss.detach().float()
+            row["share_of_chance"] = self.objective.regulariser.share_of_chance.float()
+        self.pending.append(torch.stack(list(row.values())))
+
+        iters = self.config["iters"]
+        stopping = in_any_process(self.signals)
+        last = stopping or iteration == iters
+        saving = last or iteration % min(max(iters // 20, 1), 1000) == 0
+        if not saving and iteration % 10 != 0:
+            return
+
+        means = torch.stack(self.pending).mean(0).tolist()  # here a GPU is waited for
+        self.pending = []
+        row = dict(zip(row, means))
+        self.refuse_ruin(iteration, row, images if saving else None)
+
+        seconds = (time.monotonic() - self.start_time) / (iteration - self.first)
+        row["lr"] = lr
+        row["images_per_s"] = self.config["batch_size"] / seconds
+        self.log.append({"iteration": iteration, **{k: f"{v:.4g}" for k, v in row.items()}})
+
+        if rank() == 0 and (last or time.monotonic() > self.print_time + 5):
+            self.print_time = time.monotonic()
+            self.print_row(iteration, row, round(seconds * (iters - iteration)))
+        if rank() == 0 and saving:
+            self.save(iteration)
+        if stopping:
+            advice = f"--resume goes on from iteration {iteration} of {self.folder}"
+            raise UserError(f"stopped; {advice}")
+
+    def refuse_ruin(self, iteration, row, images):
+        """Stop before what is not finite is logged or, with the batch's images given, saved."""
+        ruined = [name for name, mean in row.items() if not math.isfinite(mean)]
+        unsound = images is not None and not self.is_sound(images)
+        if in_any_process(ruined or unsound):
+            names = " ".join(ruined[:3]) or "the network"
+            raise UserError(
+                f"{names} not finite at iteration {iteration}; begin again with a smaller --lr"
+            )
+
+    @torch.inference_mode()
+    def is_sound(self, images):
+        """Are weights and predictions finite? The losses do not tell: the step came after them."""
+        self.objective.eval()
+        predictions = self.objective.net(images)
+        self.objective.train()
+        tensors = [*self.objective.parameters(), *predictions.values()]
+        return all(tensor.isfinite().all() for tensor in tensors)
+
+    def print_row(self, iteration, row, seconds_left):
+        """One line of at most 100 columns on the terminal, under a header now and then."""
+        cells = {"iteration": f"{iteration}/{self.config['iters']}"}
+        for name, value in row.items():
+            short = {"share_of_chance": "chance", "images_per_s": "img/s"}.get(name, name)
+            cells[short] = f"{value:.3f}"
+        del cells["lr"]  # log.csv has it
+        cells["img/s"] = f"{row['images_per_s']:.1f}"
+        minutes, seconds = divmod(seconds_left, 60)
+        cells["left"] = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+        widths = [max(len(name), 6) + 1 for name in cells]
+        widths[0] = 12
+        if self.lines % 20 == 0:
+            print("".join(name.rjust(width) for name, width in zip(cells, widths)))
+        print("".join(cell.rjust(width) for cell, width in zip(cells.values(), widths)), flush=True)
+        self.lines += 1
+
+    def save(self, iteration):
+        """last.pt and log.csv."""
+        state = {"config": self.config, "iteration": iteration, "log": self.log}
+        for name, part in self.parts.items():
+            state[name] = part.state_dict()
+        with replacing(self.folder / "last.pt") as part:
+            torch.save(state, part)
+        with replacing(self.folder / "log.csv") as part, part.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.log[-1].keys())
+            writer.writeheader()
+            writer.writerows(self.log)
+
+
+def config_differences(saved, wanted):
+    """What tells two runs apart, in words. Where files lie does not, but what they hold."""
+    differences = []
+    for key, value in wanted.items():
+        before = saved.get(key)
+        if key == "data" and "identity" in saved:
+            continue
+        if key == "identity" and key not in saved:
+            continue  # of a checkpoint that does not have it yet
+        if key == "pretrained" and Path(str(before)).name == Path(value).name:
+            continue
+        if before != value:
+            differences.append(f"{key} {before}, not {value}")
+    return differences
+
+
+# -------------------------------------------------------------------------------- 11. command line
 class Parser(argparse.ArgumentParser):
     def error(self, message):
         raise UserError(f"{message}; see --help")
 
-def build_parser():  # the command line of mtcd.py; what only a protocol can fill in stays None
-    parser, cuda = Parser(description=__doc__.split("\n\n")[0]), torch.cuda.is_available()
-    add = parser.add_argument
+
+def number(kind, low, high=math.inf):
+    """An argparse type: a number from `low` to below `high`."""
+    words = f"a {'whole number' if kind is int else 'number'} of {low} or more"
+    if high < math.inf:
+        words += f", below {high}"
+
+    def parse(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value < high:
+            raise argparse.ArgumentTypeError(f"{text} is not {words}")
+        return value
+
+    return parse
+
+
+def build_parser():
+    """The command line of mtcd.py; what the protocol fills in is None."""
+    cuda = torch.cuda.is_available()
+    parser = Parser(description=__doc__.split("\n\n")[0])
+
+    add = parser.add_argument_group("what to train").add_argument
     add("--dataset", choices=PROTOCOLS, default="toy", help="sets the protocol (default: toy)")
     add("--data", metavar="FILE", help="of data_prep.py (default: data/DATASET.h5)")
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
-    add("--backbone", choices=BACKBONES, help="shared encoder (default: the protocol's)")
-    add("--pretrained", metavar="FILE|imagenet|none", default="none", help="weights of the encoder")
-    add("--contrast", type=float, metavar="LAMBDA", help="0: without (default: 2; 0.5 below 100 passes)")
-    add("--iters", type=int, metavar="N", help="iterations (default: the protocol's)")
-    add("--batch-size", type=int, metavar="B", default=8, help="over all processes (default: 8)")
-    add("--lr", type=float, help="learning rate at the start (default: the protocol's)")
-    add("--workers", type=int, metavar="N", default=4 if cuda else 0, help="loaders (4; 0 without GPU)")
-    add("--seed", type=int, metavar="S", default=0, help="of all random numbers (default: 0)")
+    add("--backbone", choices=BACKBONES, help="shared encoder (default: hrnet18s; toy: hrnet_tiny)")
+    add("--pretrained", metavar="FILE|imagenet|none", help="(default: imagenet; hrnet_tiny: none)")
+    add("--contrast", type=number(float, 0), metavar="LAMBDA", help="0: without the regulariser")
+
+    add = parser.add_argument_group("how (defaults: the protocol's)").add_argument
+    add("--iters", type=number(int, 1), metavar="N", help="iterations")
+    add("--batch-size", type=number(int, 1), metavar="B", default=8, help="over all processes (8)")
+    add("--lr", type=number(float, 0), help="learning rate at the start")
+    add("--seed", type=number(int, 0, 2**31), metavar="S", default=0, help="of all draws (0)")
+
+    add = parser.add_argument_group("on what").add_argument
     add("--device", default="cuda" if cuda else "cpu", help="cpu, cuda, cuda:1 ...")
+    add("--workers", type=number(int, 0), metavar="N", default=4 if cuda else 0, help="loaders")
     add("--amp", action="store_true", help="bfloat16 where it is safe; not in the regulariser")
     add("--compile", action="store_true", help="compile the network with torch.compile")
-    add("--out", metavar="DIR", help="results, replacing older ones (default: runs/DATASET-ENCODER-...)")
+
+    add = parser.add_argument_group("where to").add_argument
+    add("--out", metavar="DIR", help="results, replacing older ones (default: runs/DATASET-...)")
     add("--resume", action="store_true", help="go on from DIR/last.pt as if never stopped")
     add("--eval", action="store_true", help="evaluate --checkpoint on the val split, do not train")
     add("--checkpoint", metavar="FILE", help="last.pt of a run, for --eval")
     return parser
 
-def usual_lambda(passes):  # choice: it gains most where little data is seen often
-    return 2.0 if passes >= 100 else 0.5
 
 def run_config(args):
-    """Check the arguments and fill them in from the protocol -> all that describes the run."""
-    protocol, world = PROTOCOLS[args.dataset], rank_and_world()[1]
-    for name in ("backbone", "iters", "lr", "tasks"):
+    """Fill the arguments in from the protocol and check them -> all that describes the run."""
+    protocol = PROTOCOLS[args.dataset]
+    for name in ("backbone", "iters", "lr", "tasks", "contrast"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(protocol, name))
-    least = {"contrast": 0, "iters": 1, "batch_size": 1, "lr": 0, "workers": 0, "seed": 0}
-    for name, low in least.items():
-        if not low <= (getattr(args, name) or 0) < (limit := 2**31 if name == "seed" else math.inf):
-            raise UserError(f"--{name.replace('_', '-')} must be at least {low} and below {limit}")
-    tasks = [task for task in protocol.tasks if task in args.tasks]
-    if set(args.tasks) - set(tasks):
-        raise UserError(f"{args.dataset} has labels of {' '.join(protocol.tasks)} alone")
-    if args.batch_size % world:
-        raise UserError(f"--batch-size {args.batch_size} does not divide among {world} processes")
-    path = find_data(args.dataset, args.data, make=True)
-    dataset = DenseTasks(path, "val", tasks)
-    if dataset.name != args.dataset:
-        raise UserError(f"{path} holds {dataset.name}, not {args.dataset}")
-    if args.contrast is None:
-        images = len(DenseTasks(path, "train", tasks))
-        args.contrast = usual_lambda(args.iters * args.batch_size / images)
-    if max(dataset.shape) <= 32 and args.batch_size == world:
-        raise UserError("--batch-size 1 is too small to normalise 32 x 32 images; take 2")
-    subset = "-".join(["", *tasks]) if len(tasks) < len(protocol.tasks) else ""
-    run = f"{args.dataset}-{args.backbone}{subset}-contrast{args.contrast:g}-seed{args.seed}"
-    args.out = args.out or f"runs/{run}"
-    kept = ("backbone", "pretrained", "contrast", "iters", "batch_size", "lr", "seed", "amp")
-    return {"dataset": args.dataset, "data": str(path), "tasks": tasks, "classes": dataset.classes,
-            "channels": {task: TASKS[task].channels or len(dataset.classes[task]) for task in tasks},
-            "size": list(map(int, dataset.shape)), **{name: getattr(args, name) for name in kept}}
+    if args.pretrained is None:
+        args.pretrained = "none" if args.backbone == "hrnet_tiny" else protocol.pretrained
 
-def find_data(name, path, make=False):
-    """The data file of a data set; `make` a missing toy file on the spot."""
-    path = Path(path or f"data/{name}.h5")
-    if make and name == "toy" and not path.exists() and rank_and_world()[0] == 0:
-        import data_prep
-        print(f"{path} is not there: rendering it", flush=True)
-        with blaming(f"{path} cannot be made", data_prep.PrepError, OSError):
-            data_prep.make_toy(path)
+    tasks = [task for task in protocol.tasks if task in args.tasks]
+    if len(tasks) < len(set(args.tasks)):
+        raise UserError(f"{args.dataset} has labels of {' '.join(protocol.tasks)} alone")
+    if args.batch_size % world_size():
+        raise UserError(
+            f"--batch-size {args.batch_size} does not divide among {world_size()} processes"
+        )
+
+    path = find_data(args.dataset, args.data)
+    dataset = DenseTasks(path, "val", tasks)
+    DenseTasks(path, "train", tasks)  # is it as it should be, too?
+    if dataset.name != args.dataset:
+        raise UserError(
+            f"{path} holds {dataset.name}, not {args.dataset}: --dataset {dataset.name}"
+        )
+    if args.out is None:
+        args.out = f"runs/{run_name(args, args.contrast)}"
+
+    channels = {}
+    for task in tasks:
+        channels[task] = TASKS[task].channels or len(dataset.classes[task])
+    config = {
+        "dataset": args.dataset,
+        "data": str(path),
+        "identity": dataset.identity,
+        "tasks": tasks,
+        "classes": dataset.classes,
+        "channels": channels,
+        "size": [int(n) for n in dataset.shape],
+    }
+    for name in ("backbone", "pretrained", "contrast", "iters", "batch_size", "lr", "seed", "amp"):
+        config[name] = getattr(args, name)
+    return config
+
+
+def run_name(args, contrast):
+    """The folder of a run where --out names none."""
+    tasks = [task for task in PROTOCOLS[args.dataset].tasks if task in args.tasks]
+    parts = [args.dataset, args.backbone]
+    if len(tasks) < len(PROTOCOLS[args.dataset].tasks):
+        parts += tasks
+    return "-".join([*parts, f"contrast{contrast:g}", f"seed{args.seed}"])
+
+
+def find_data(name, path):
+    """The data file of a data set; a missing toy file is rendered on the spot."""
+    default = Path(f"data/{name}.h5")
+    path = Path(path or default)
+    if name == "toy" and not path.exists() and rank() == 0:
+        render_toy(path)
     in_any_process(False)  # the others wait for the first
     if not path.exists():
-        raise UserError(f"{path} is not there; make it: python data_prep.py {name} --out {path}")
+        command = f"python data_prep.py {name}"
+        if name != "toy":
+            command += " --download"
+        if path != default:
+            command += f" --out {path}"
+        raise UserError(f"{path} is not there; make it: {command}")
     return path
 
-def run_training(args, device, contrast=CrossTaskContrast):  # train, evaluate, report
-    config, out = run_config(args), Path(args.out)
-    with alone_in(out), blaming("a worker or the device failed, --resume goes on", RuntimeError, OSError, EOFError):
-        if rank_and_world()[0] == 0:
-            print(f"{out}: {' '.join(config['tasks'])}; {args.backbone}; lambda {args.contrast:g}; "
-                  f"{args.iters} iterations of {args.batch_size} on {device}", flush=True)
-        net = train(args, config, device, contrast)
+
+def render_toy(path):
+    try:
+        import data_prep
+    except ModuleNotFoundError as error:
+        if error.name not in ("data_prep", "extras"):
+            raise
+        raise UserError(f"{path} is not there, nor is data_prep.py, which renders it") from error
+
+    print(f"{path} is not there: rendering it", flush=True)
+    with explaining(f"{path} cannot be made", data_prep.PrepError, OSError):
+        data_prep.make_toy(path)
+
+
+def run_training(args, device, contrast=CrossTaskContrast, backbone=None):
+    """Train, evaluate, report. contrast, backbone: other forms of the loss, an encoder of your own.
+
+    With an encoder of your own args.backbone is its name in config.json.
+    """
+    config = run_config(args)
+    out = Path(args.out)
+    if rank() == 0:
+        print(
+            f"{out}: {' '.join(config['tasks'])}; {args.backbone}, {args.pretrained} weights; "
+            f"lambda {args.contrast:g}; {args.iters} iterations of {args.batch_size} on {device}",
+            flush=True,
+        )
+    failed = "the run failed; --resume goes on from its last checkpoint"
+    with explaining(failed, RuntimeError, ValueError, OSError, EOFError):
+        net = train(args, config, device, contrast, backbone)
         report(net, config, out, device, args.workers)
 
-def load_network(path, device):
-    """last.pt of a run -> its network, its config, the regulariser's state ({} without)."""
+
+def suggest_comparison(args, argv):
+    """Print what to type next: the other arm of the comparison, and the table of both."""
+    if len(args.tasks) == 1 or "--out" in argv or rank() != 0:
+        return
+
+    other = PROTOCOLS[args.dataset].contrast if args.contrast == 0 else 0
+    command = ["python", "mtcd.py", *argv, "--contrast", f"{other:g}"]  # the last one counts
+    arms = sorted([args.contrast, other])  # the baseline first
+    folders = [f"runs/{run_name(args, contrast)}" for contrast in arms]
+    print("\nWhat does the regulariser change? The other arm, then the table of both:")
+    print(f"  {shlex.join(command)}")
+    print(f"  {shlex.join(['python', '-m', 'extras.compare', *folders])}")
+
+
+def load_network(path, device, backbone=None):
+    """last.pt of a run -> its network, its config, the regulariser's state ({} without).
+
+    backbone: the module, if the run had an encoder of your own.
+    """
     checkpoint = load_weights(path, "config", "model", "contrast", "iteration")
     config = checkpoint["config"]
-    with blaming(f"{path} is not last.pt of a run of mtcd.py", Exception):
-        net = MultiTaskNet(config["channels"], config["backbone"])
+    with explaining(f"{path} is not last.pt of a run of mtcd.py", Exception):
+        net = MultiTaskNet(config["channels"], backbone or config["backbone"])
         net.load_state_dict(checkpoint["model"])
         if checkpoint["iteration"] < config["iters"]:
             config["iteration"] = checkpoint["iteration"]  # of an unfinished run
-    return net.to(device, memory_format=torch.channels_last), config, checkpoint["contrast"]
+    net = net.to(device, memory_format=torch.channels_last)
+    return net, config, checkpoint["contrast"]
+
 
 def run_evaluation(args, device):
-    """Figures of a checkpoint; other than of the finished run's own data in a folder of their own."""
+    """Metrics of a checkpoint; of other data, or of an unfinished run, in a folder of their own."""
     allowed = ("eval", "checkpoint", "dataset", "data", "out", "device", "workers")
     for name, default in vars(build_parser().parse_args([])).items():
         if name not in allowed and getattr(args, name) != default:
             raise UserError(f"--{name.replace('_', '-')} has no effect with --eval")
     if not args.checkpoint:
         raise UserError("--eval needs --checkpoint FILE, last.pt of a run")
+
     net, config, _ = load_network(args.checkpoint, device)
     path = find_data(config["dataset"], args.data or config["data"])
     dataset = DenseTasks(path, "val", config["tasks"])
-    if (dataset.name, dataset.classes) != (config["dataset"], config["classes"]):
+    if dataset.name != config["dataset"] or dataset.classes != config["classes"]:
         raise UserError(f"{path} ({dataset.name}) has other classes than the network")
-    home = out = Path(args.checkpoint).parent
-    if str(path) != config["data"] or "iteration" in config:
+
+    home = Path(args.checkpoint).parent
+    same_data = str(path) == config["data"]
+    if "identity" in config:
+        same_data = config["identity"] == dataset.identity
+    out = home
+    if not same_data or "iteration" in config:
         out = home / f"eval-{path.stem}-{config.get('iteration', config['iters'])}"
-    out, config["data"] = Path(args.out or out), str(path)
+    if args.out:
+        out = Path(args.out)
     if (out / "last.pt").exists() and out.resolve() != home.resolve():
         raise UserError(f"{out} holds another run; choose another --out")
+    config["data"] = str(path)
+    config["identity"] = dataset.identity
     report(net, config, out, device, args.workers)
+
 
 def start_device(name):
     """The device by its name; under torchrun this process's own, with the processes connected."""
     distributed = "LOCAL_RANK" in os.environ
     if distributed and name.startswith("cuda"):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
-    with blaming(f"--device {name} cannot be used", RuntimeError, AssertionError):
+
+    with explaining(f"--device {name} cannot be used", RuntimeError, AssertionError):
         device = torch.zeros(1, device=name).device
         if device.type == "cuda":
             torch.cuda.set_device(device)
         elif device.type != "cpu":
             raise RuntimeError("only cpu and cuda are known to work")
+
     if distributed:
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo")
     torch.set_float32_matmul_precision("high")  # TF32, on GPUs that have it
     return device
 
+
 def exit_status(program, job):
     """Run a program's job -> 0; 2 after bad use or input, which one line on stderr explains."""
     for stream in (sys.stdout, sys.stderr):
-        getattr(stream, "reconfigure", dict)(errors="backslashreplace")  # names beyond its encoding
+        if hasattr(stream, "reconfigure"):  # names may be beyond the terminal's encoding
+            stream.reconfigure(errors="backslashreplace")
     try:
         job()
         return 0
-    except (UserError, KeyboardInterrupt) as error:
+    except UserError as error:
         text = str(error).split("UserError: ")[-1]  # a loader's process puts a traceback before it
-        print(f"{program}: {text.strip() or 'interrupted'}", file=sys.stderr)
-        return 2 if isinstance(error, UserError) else 130
+        print(f"{program}: {text.strip()}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(f"{program}: interrupted", file=sys.stderr)
+        return 130
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()
 
+
 def main(argv=None):
+    """The command line -> exit status."""
+
     def job():
         args = build_parser().parse_args(argv)
-        (run_evaluation if args.eval else run_training)(args, start_device(args.device))
+        device = start_device(args.device)
+        if args.eval:
+            run_evaluation(args, device)
+        else:
+            run_training(args, device)
+            suggest_comparison(args, sys.argv[1:] if argv is None else argv)
+
     return exit_status("mtcd.py", job)
+
 
 if __name__ == "__main__":
     sys.exit(main())

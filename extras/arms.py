@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: MIT
-"""The regulariser's other forms: each is CrossTaskContrast but for one choice. Those "of 384" look
-at all pairs of 384 samples, so what compares with them is "samples 384", not "ours".
+"""Other forms of the regulariser: each is CrossTaskContrast but for one choice.
 
-FORMS holds them by name; extras/study.py measures them.
+FORMS holds them by name; extras/study.py measures them. Forms "of 384" look at all pairs of 384
+samples, so they are to be compared with "samples 384".
 """
-import functools
-import itertools
-import math
+
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -15,69 +14,66 @@ from torch import nn
 from mtcd import CrossTaskContrast
 
 
-class FixedSources(CrossTaskContrast):
-    """Every pair of `pairs` in every call: the mean over the sources, summed over the targets."""
+# ------------------------------------------------------------------------- which source, which pixels
+class AllSources(CrossTaskContrast):
+    """Every other task is a source in every iteration: the mean over the sources."""
+
+    def draw_sources(self, features, labels):
+        return [(t, s) for t, s in self.pairs() if t in features and s in labels]
 
     def forward(self, features, labels):
-        losses = [self.pair_loss(target, source, features[target], labels[source])
-                  for target, source in self.pairs]
-        loss = len(self.tasks) * sum(losses) / len(losses)
-        self.share_of_chance = loss.detach() / (self.margin * len(self.tasks))
-        return loss
+        return super().forward(features, labels) / (len(self.tasks) - 1)
 
 
-class AllSources(FixedSources):
-    """Every other task is a source in every iteration."""
-
-    def __init__(self, tasks, channels):
-        super().__init__(tasks, channels)
-        self.pairs = list(itertools.permutations(tasks, 2))
-
-
-class OwnLabels(FixedSources):
+class OwnLabels(CrossTaskContrast):
     """A task's own labels are its source: the control that the paper excludes."""
 
-    def __init__(self, tasks, channels):
-        super().__init__(tasks, channels)
-        self.pairs = [(task, task) for task in tasks]
-        spare = iter(self.projectors.values())
-        self.projectors = nn.ModuleDict({f"{task}_from_{task}": next(spare) for task in tasks})
+    def pairs(self):
+        return [(task, task) for task in self.tasks]
 
 
 class NoBoundarySource(CrossTaskContrast):
-    """Boundary labels are no source: they say little of the other tasks' features."""
+    """Boundary labels are no source: they say little about the other tasks' features."""
 
-    def forward(self, features, labels):
-        return super().forward(features, {t: y for t, y in labels.items() if t != "boundary"})
+    def draw_sources(self, features, labels):
+        sources = {task: label for task, label in labels.items() if task != "boundary"}
+        return super().draw_sources(features, sources)
 
 
 class PerImage(CrossTaskContrast):
-    """Pairs within an image only; as many pixels in all, with 8 images."""
-
-    def pair_loss(self, target, source, feature, label):
-        pair_loss = super().pair_loss
-        return sum(pair_loss(target, source, f[None], y[None])
-                   for f, y in zip(feature, label)) / len(feature)
-
-
-class LinearProjector(CrossTaskContrast):
-    """A matrix in place of two with a ReLU between."""
+    """Pairs within an image only; 128 samples per image, 1,024 per batch of 8."""
 
     def __init__(self, tasks, channels):
-        super().__init__(tasks, channels)
-        for pair in self.projectors:
-            self.projectors[pair] = nn.Sequential(nn.Linear(channels, 64))
+        super().__init__(tasks, channels, samples=128)
+
+    def pair_loss(self, target, source, feature, label):
+        losses = []
+        for i in range(len(feature)):
+            one = slice(i, i + 1)
+            losses.append(super().pair_loss(target, source, feature[one], label[one]))
+        return sum(losses) / len(losses)
+
+
+# ----------------------------------------------------------------------------------------- projectors
+class LinearProjector(CrossTaskContrast):
+    """One matrix in place of two with a ReLU between."""
+
+    def build_projector(self, channels, dim):
+        return nn.Linear(channels, dim)
 
 
 class NoProjector(CrossTaskContrast):
     """Distances between the features themselves, scaled to unit length."""
 
-    def __init__(self, tasks, channels):
-        super().__init__(tasks, channels)
-        for pair in self.projectors:
-            identity = nn.Linear(channels, channels, bias=False).requires_grad_(False)
-            nn.init.eye_(identity.weight)
-            self.projectors[pair] = nn.Sequential(identity)
+    def build_projector(self, channels, dim):
+        return nn.Identity()
+
+
+# -------------------------------------------------------------------------------------------- mining
+def only_largest(values, mask):
+    """(n, k) -> mask with, per row, the one True of the largest value; rows without stay without."""
+    largest = values.masked_fill(~mask, -torch.inf).argmax(1, keepdim=True)
+    return torch.zeros_like(mask).scatter(1, largest, True) & mask
 
 
 class NearestOf(CrossTaskContrast):
@@ -87,85 +83,83 @@ class NearestOf(CrossTaskContrast):
         super().__init__(tasks, channels)
         self.among = among
 
-    def triplet_loss(self, points, label, valid, criterion):
-        n, own = len(label), torch.arange(len(label), device=label.device)
-        other = torch.randint(max(n, 1), (n, self.candidates), device=label.device)
-        usable = valid[:, None] & valid[other] & (other != own[:, None])
-        gap = criterion.distance(label[:, None], label[other])  # (n, candidates)
-        positive = usable & (gap <= criterion.positive)
-        negative = usable & (gap >= criterion.negative)
+    def candidate_pairs(self, points, label, criterion):
+        other, positive, negative = super().candidate_pairs(points, label, criterion)
         negative = negative & (negative.cumsum(1) <= self.among)
-        cosine = (points[:, None] * points[other]).sum(-1)
-        nearest = cosine.detach().masked_fill(~negative, -9).argmax(1)
-        first = positive.float().argmax(1)
-        loss = F.triplet_margin_loss(points, points[other[own, first]], points[other[own, nearest]],
-                                     self.margin, reduction="none")
-        found = positive.any(1) & negative.any(1)
-        return (loss * found).sum() / found.sum().clamp(min=1)
+        cosine = (points[:, None] * points[other]).sum(-1)  # (n, k), large where near
+        return other, positive, only_largest(cosine, negative)
 
 
 class AllPairs(CrossTaskContrast):
-    """Every pixel meets all others, of which there are fewer: 384. anchor_loss: cosines, positive
-    and negative pairs (n, n) -> losses (n,), the negatives that were looked at (n, n)."""
+    """Every pixel looks at all others, of which there are fewer: 384."""
 
     def __init__(self, tasks, channels):
         super().__init__(tasks, channels, samples=384)
 
-    def triplet_loss(self, points, label, valid, criterion):
-        other = ~torch.eye(len(points), dtype=torch.bool, device=points.device)
-        usable = other & valid & valid[:, None]
-        gap = criterion.distance(label[:, None], label)  # (n, n)
-        positive = usable & (gap <= criterion.positive)
-        negative = usable & (gap >= criterion.negative)
-        loss, negative = self.anchor_loss(points @ points.T, positive, negative)
-        anchor = positive.any(1) & negative.any(1)
-        return loss[anchor].sum() / anchor.sum().clamp(min=1)
+    def draw_partners(self, n, device):
+        return torch.arange(n, device=device).expand(n, n)
 
 
 class Hardest(AllPairs):
     """A random positive, the nearest of all negatives."""
 
-    beyond_positive = False
+    def candidate_pairs(self, points, label, criterion):
+        other, positive, negative = super().candidate_pairs(points, label, criterion)
+        cosine = (points @ points.T).detach()  # (n, n), large where near
+        positive = only_largest(torch.rand_like(cosine), positive)
+        return other, positive, only_largest(cosine, self.eligible(cosine, positive, negative))
 
-    def anchor_loss(self, cosine, positive, negative):
-        distance = (2 - 2 * cosine).clamp(min=1e-12).sqrt()  # of unit vectors
-        chosen = (positive * torch.rand_like(distance)).argmax(1, keepdim=True)
-        near = distance.gather(1, chosen)  # (n, 1)
-        if self.beyond_positive:
-            negative = negative & (distance > near)
-        far = distance.masked_fill(~negative, math.inf).min(1, keepdim=True).values
-        return (near - far + self.margin).clamp(min=0)[:, 0], negative
+    def eligible(self, cosine, positive, negative):
+        """Which negatives may be chosen (n, n)."""
+        return negative
 
 
 class SemiHard(Hardest):
-    """A random positive, the nearest negative beyond it. One always lies just there, so the loss
-    falls slowly: in short trainings it stays close to the margin."""
+    """A random positive, the nearest negative beyond it.
 
-    beyond_positive = True
+    One always lies just there, so the loss falls slowly. In short trainings it stays close to the
+    margin.
+    """
+
+    def eligible(self, cosine, positive, negative):
+        nearness = (cosine * positive).sum(1, keepdim=True)  # of the one positive
+        return negative & (cosine < nearness)
 
 
 class InfoNCE(AllPairs):
-    """-log of a positive's share against all negatives of its anchor, temperature 0.1, the mean
-    over an anchor's positives."""
+    """-log of a positive's share against all negatives of its anchor, at a temperature of 0.1.
 
-    def anchor_loss(self, cosine, positive, negative):
-        similarity = cosine / 0.1
+    The mean over the positives of an anchor, then over the anchors.
+    """
+
+    def triplet_loss(self, points, label, criterion):
+        _, positive, negative = self.candidate_pairs(points, label, criterion)
+        similarity = points @ points.T / 0.1
         against = similarity.masked_fill(~negative, -1e9).logsumexp(1, keepdim=True)
         losses = F.softplus(against - similarity) * positive  # (n, n)
-        return losses.sum(1) / positive.sum(1).clamp(min=1), negative
+
+        anchor = positive.any(1) & negative.any(1)
+        per_anchor = losses.sum(1) / positive.sum(1).clamp(min=1)
+        return (per_anchor * anchor).sum() / anchor.sum().clamp(min=1)
 
 
-ours = functools.partial(functools.partial, CrossTaskContrast)  # ours with another choice
 FORMS = {
-    "ours": CrossTaskContrast, "own labels": OwnLabels,
-    "hardest negatives of 384": Hardest, "semi-hard negatives of 384": SemiHard,
+    "ours": CrossTaskContrast,
+    "own labels": OwnLabels,
+    "hardest negatives of 384": Hardest,
+    "semi-hard negatives of 384": SemiHard,
     "InfoNCE of 384": InfoNCE,
-    "nearest of 4 negatives": functools.partial(NearestOf, among=4),
-    "nearest of 16 negatives": functools.partial(NearestOf, among=16),
-    "margin 0.1": ours(margin=0.1), "margin 0.3": ours(margin=0.3), "margin 2": ours(margin=2.0),
-    "samples 128": ours(samples=128), "samples 384": ours(samples=384),
-    "samples 4096": ours(samples=4096),
-    "all sources": AllSources, "no boundary source": NoBoundarySource,
-    "pairs within an image": functools.partial(PerImage, samples=128),
-    "linear projector": LinearProjector, "no projector": NoProjector,
+    "nearest of 4 negatives": partial(NearestOf, among=4),
+    "nearest of 16 negatives": partial(NearestOf, among=16),
+    "margin 0.1": partial(CrossTaskContrast, margin=0.1),
+    "margin 0.3": partial(CrossTaskContrast, margin=0.3),
+    "margin 2": partial(CrossTaskContrast, margin=2.0),
+    "samples 128": partial(CrossTaskContrast, samples=128),
+    "samples 384": partial(CrossTaskContrast, samples=384),
+    "samples 4096": partial(CrossTaskContrast, samples=4096),
+    "all sources": AllSources,
+    "no boundary source": NoBoundarySource,
+    "pairs within an image": PerImage,
+    "linear projector": LinearProjector,
+    "no projector": NoProjector,
 }
