@@ -1052,37 +1052,33 @@ def build_backbone(name):
 def load_pretrained(backbone, name, source):
     """Fill a backbone from "imagenet", or from a file of weights of the same network.
 
-    In a file the weights may lie under "state_dict" or "model", and their names behind a prefix,
-    as "module.backbone.". -> the prefix.
+    In a file they may lie under "state_dict" or "model", and behind a prefix as "backbone.".
     """
     if source == "imagenet":
         state = download_weights(name)
     else:
         state = load_weights(source)
-        for key in ("state_dict", "model"):
-            if isinstance(state.get(key), dict):
-                state = state[key]
+    for key in ("state_dict", "model"):
+        if isinstance(state.get(key), dict):
+            state = state[key]
 
-    # The network may begin wherever there is a first convolution: the prefix that fills most.
-    prefixes = {""}
-    for key in map(str, state):
-        if key.endswith("conv1.weight"):
-            prefixes.add(key.removesuffix("conv1.weight"))
-    wanted = {key: value.shape for key, value in backbone.state_dict().items() if value.ndim}
-    prefix = min(sorted(prefixes), key=lambda prefix: len(unfilled(wanted, state, prefix)))
-    missing = unfilled(wanted, state, prefix)
+    # The prefix is what stands before the name of the first convolution.
+    firsts = [key for key in map(str, state) if key.endswith("conv1.weight")]
+    prefix = min(sorted(firsts), key=len, default="conv1.weight").removesuffix("conv1.weight")
+    filled = {}
+    missing = []
+    for key, array in backbone.state_dict().items():
+        given = state.get(prefix + key)
+        if getattr(given, "shape", None) == array.shape:
+            filled[key] = given
+        elif array.ndim > 0:  # batch norm's counter of batches may be missing
+            missing.append(key)
     if missing:
         raise UserError(
-            f"{source} does not fill {len(missing)} of {len(wanted)} arrays of {name}, as "
-            f"{missing[0]}; it holds {', '.join(list(map(str, state))[:3])} ..."
+            f"{source} does not fill {len(missing)} arrays of {name}, as {missing[0]}; "
+            f"it holds {', '.join(list(map(str, state))[:3])} ..."
         )
-    backbone.load_state_dict({key: state[prefix + key] for key in wanted}, strict=False)
-    return prefix
-
-
-def unfilled(wanted, state, prefix):
-    """Names of `wanted`, name -> shape, for which `state` has no array of that shape."""
-    return [k for k, shape in wanted.items() if getattr(state.get(prefix + k), "shape", 0) != shape]
+    backbone.load_state_dict(filled, strict=False)
 
 
 def download_weights(name):
@@ -1411,6 +1407,11 @@ REMEDIES = {
     "more than 1 value per channel": "take a larger --batch-size for images this small",
 }
 
+NOT_WEIGHTS = {  # how other files begin that are taken for weights
+    b"<": "it is a web page, download the file again",
+    b"version https://git-lfs": "it is a pointer of Git LFS, get the file: git lfs pull",
+}
+
 
 @contextmanager
 def explaining(what, *errors):
@@ -1463,30 +1464,22 @@ def load_weights(path, *keys):
     with explaining(f"{path} cannot be loaded as weights", Exception):
         with open(path, "rb") as file:
             start = file.read(200).lstrip()
-        if start.startswith(b"<"):
-            raise ValueError("it is a web page, get the file again")
-        if start.startswith(b"version https://git-lfs"):
-            raise ValueError("it is a pointer of Git LFS, get the file itself: git lfs pull")
-
+        for sign, what in NOT_WEIGHTS.items():
+            if start.startswith(sign):
+                raise ValueError(what)
         if zipfile.is_zipfile(path):
             damaged = zipfile.ZipFile(path).testzip()  # torch.load does not look at checksums
             if damaged:
                 raise ValueError(f"it is damaged, {damaged} has a wrong checksum")
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
-        except pickle.UnpicklingError as error:
-            raise ValueError(foreign_object(str(error))) from error
+        except pickle.UnpicklingError as error:  # torch's text is about how to run the code in it
+            found = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
+            holds = f"{found[1]} beside tensors" if found else "nothing that torch.save wrote"
+            raise ValueError(f"it holds {holds}; save a network's state_dict()") from error
         if not isinstance(content, dict) or not set(keys) <= content.keys():
             raise ValueError(f"it has no {' and '.join(keys) or 'weights'}")
         return content
-
-
-def foreign_object(text):
-    """Why torch.load refused a file, from its message."""
-    found = re.search(r"(?:GLOBAL|class) ([\w.]+)", text)
-    if not found:
-        return "it is no file of torch.save"
-    return f"it holds {found[1]}, not tensors alone; save a state_dict: torch.save(net.state_dict(), FILE)"
 
 
 def check_data(file, split, tasks):
@@ -1662,40 +1655,39 @@ class SafeRun:
             raise UserError(f"stopped; {advice}")
 
     def refuse_ruin(self, iteration, row, images):
-        """Stop before what is not finite is logged or, with the batch's images given, saved."""
-        ruined = [name for name, mean in row.items() if not math.isfinite(mean)]
-        unsound = images is not None and not self.is_sound(images)
-        if in_any_process(ruined or unsound):
-            names = " ".join(ruined[:3]) or "the network"
-            raise UserError(
-                f"{names} not finite at iteration {iteration}; begin again with a smaller --lr"
-            )
+        """Stop before what is not finite is logged or, with the batch's images given, saved.
 
-    @torch.inference_mode()
-    def is_sound(self, images):
-        """Are weights and predictions finite? The losses do not tell: the step came after them."""
-        self.objective.eval()
-        predictions = self.objective.net(images)
-        self.objective.train()
-        tensors = [*self.objective.parameters(), *predictions.values()]
-        return all(tensor.isfinite().all() for tensor in tensors)
+        The losses do not tell all: the last step came after them.
+        """
+        ruined = [name for name, mean in row.items() if not math.isfinite(mean)]
+        if images is not None:
+            self.objective.eval()
+            with torch.inference_mode():
+                tensors = self.objective.net(images)
+            self.objective.train()
+            tensors.update(self.objective.named_parameters())
+            ruined += [name for name, tensor in tensors.items() if not tensor.isfinite().all()]
+        if in_any_process(ruined):
+            names = " ".join(ruined[:3]) or "another process"
+            advice = "begin again with a smaller --lr"
+            raise UserError(f"{names} not finite at iteration {iteration}; {advice}")
 
     def print_row(self, iteration, row, seconds_left):
         """One line of at most 100 columns on the terminal, under a header now and then."""
+        minutes, seconds = divmod(seconds_left, 60)
         cells = {"iteration": f"{iteration}/{self.config['iters']}"}
         for name, value in row.items():
-            short = {"share_of_chance": "chance", "images_per_s": "img/s"}.get(name, name)
-            cells[short] = f"{value:.3f}"
-        del cells["lr"]  # log.csv has it
-        cells["img/s"] = f"{row['images_per_s']:.1f}"
-        minutes, seconds = divmod(seconds_left, 60)
+            cells[name] = f"{value:.3f}"
+        cells["chance"] = cells.pop("share_of_chance", "")
+        cells["lr"] = f"{row['lr']:.4f}"
+        cells["img/s"] = f"{cells.pop('images_per_s'):.5}"
         cells["left"] = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
-        widths = [max(len(name), 6) + 1 for name in cells]
-        widths[0] = 12
+        widths = {name: max(len(name), 6) + 1 for name in cells}
+        widths["iteration"] = 12
         if self.lines % 20 == 0:
-            print("".join(name.rjust(width) for name, width in zip(cells, widths)))
-        print("".join(cell.rjust(width) for cell, width in zip(cells.values(), widths)), flush=True)
+            print("".join(name.rjust(width) for name, width in widths.items()))
+        print("".join(cells[name].rjust(width) for name, width in widths.items()), flush=True)
         self.lines += 1
 
     def save(self, iteration):
