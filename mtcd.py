@@ -1676,15 +1676,17 @@ class SafeRun:
         """One line of at most 100 columns on the terminal, under a header now and then."""
         minutes, seconds = divmod(seconds_left, 60)
         cells = {"iteration": f"{iteration}/{self.config['iters']}"}
-        for name, value in row.items():
-            cells[name] = f"{value:.3f}"
-        cells["chance"] = cells.pop("share_of_chance", "")
+        for name in [*self.config["tasks"], "contrast", "share_of_chance"]:
+            if name in row:
+                short = "chance" if name == "share_of_chance" else name
+                cells[short] = f"{row[name]:.3f}"
         cells["lr"] = f"{row['lr']:.4f}"
-        cells["img/s"] = f"{cells.pop('images_per_s'):.5}"
+        cells["img/s"] = f"{row['images_per_s']:.4g}"
         cells["left"] = f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
 
         widths = {name: max(len(name), 6) + 1 for name in cells}
         widths["iteration"] = 12
+        widths["left"] = 9
         if self.lines % 20 == 0:
             print("".join(name.rjust(width) for name, width in widths.items()))
         print("".join(cells[name].rjust(width) for name, width in widths.items()), flush=True)
