@@ -8,6 +8,7 @@ table. extras/study.py has rendered rooms, extras/photos.py photos.
 
 import csv
 import dataclasses
+import io
 import json
 import statistics
 import time
@@ -144,26 +145,54 @@ def gains(arm, reference, tasks=TASKS):
 
 
 def mean_interval(values):
-    """What stands in a cell; "-" without a seed, no interval of a single one."""
+    """What stands in a cell: the mean and half the width of its 95 % interval, by Student's t."""
     if not values:
         return "-"
-    mean = f"{statistics.fmean(values):+.2f}"
+    mean = statistics.fmean(values)
     if len(values) == 1:
-        return mean
-    low, high = compare.interval(values)
-    return f"{mean} ({low:+.2f} to {high:+.2f})"
+        return f"{mean:+.2f}"
+    _, high = compare.interval(values)
+    return f"{mean:+.2f} ± {high - mean:.2f}"
 
 
-def print_gains(arms, reference, shares):
-    """Each task's gain of the other arms over this one; shares: arm -> loss at the end."""
+def gain_table(arms, reference, shares):
+    """Markdown lines: each task's gain of the other arms over this one; [] without another arm.
+
+    shares: arm -> the loss at the end, as a share of chance.
+    """
     others = [name for name in arms if name != reference]
     if reference not in arms or not others:
-        return
-    print(f"\n| gain over {reference}, % (95 % interval) | seeds | {' | '.join(TASKS)} ", end="")
-    print("| Delta_m | loss at the end, share of chance |")
-    print("| --- " * (len(TASKS) + 4) + "|")
+        return []
+    heading = [f"gain over {reference}, %", "seeds", *TASKS, "Delta_m", "loss / chance"]
+    lines = ["", row(heading), row(["---"] * len(heading))]
     for name in others:
         columns = [gains(arms[name], arms[reference], [task]) for task in TASKS]
         columns.append(gains(arms[name], arms[reference]))
         cells = [name, str(len(columns[0])), *map(mean_interval, columns), shares.get(name, "-")]
-        print(f"| {' | '.join(cells)} |")
+        lines.append(row(cells))
+    return lines
+
+
+def value_table(arms):
+    """Markdown lines, folded away on a code host's page: the metrics themselves."""
+    with redirect_stdout(io.StringIO()) as text:
+        compare.print_comparison(arms, markdown=True)
+    summary = "<details><summary>metrics, mean ± standard deviation</summary>"
+    return ["", summary, "", *text.getvalue().splitlines(), "", "</details>"]
+
+
+def row(cells):
+    return f"| {' | '.join(cells)} |"
+
+
+def replace_marked(path, name, text):
+    """Put the text between the marks of this name in a Markdown file."""
+    begin = f"<!-- begin {name} -->"
+    end = f"<!-- end {name} -->"
+    content = path.read_text(encoding="utf-8")
+    if begin not in content or end not in content:
+        raise mtcd.UserError(f"{path} lacks the marks {begin} and {end}")
+    before = content.split(begin)[0]
+    after = content.split(end)[1]
+    with mtcd.replacing(path) as part:
+        part.write_text(f"{before}{begin}\n{text.strip()}\n{end}{after}", encoding="utf-8")

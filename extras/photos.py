@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Photos: does the regulariser help on NYUD-v2, with few labelled photos and with all of them?
 
-    python data_prep.py nyud --download --shrink 4      # once: data/nyud.h5, 106 x 140
-    python -m extras.photos                             make every run that docs/photos.csv lacks
-    python -m extras.photos --tuning                    the same, only the tuning runs
-    python -m extras.photos --tables                    run nothing: print the tables
+python data_prep.py nyud --download --shrink 4      # once: data/nyud.h5, 106 x 140
+python -m extras.photos                             make every run that docs/photos.csv lacks
+python -m extras.photos --tuning                    the same, only the tuning runs
+python -m extras.photos --tables                    run nothing: print the tables
 """
 
 import argparse
@@ -15,24 +15,27 @@ from pathlib import Path
 
 import h5py
 import numpy as np
+import torch
 
 import mtcd
-from extras import compare
 from extras.arms import FORMS
 from extras.experiments import (
     TASKS,
+    gain_table,
     group_by_setting,
     hours,
     make_runs,
     mean_shares,
-    print_gains,
     read_results,
+    replace_marked,
     train_run,
+    value_table,
 )
 from extras.lite0 import Lite0
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/photos.csv"
+DOCUMENT = ROOT / "docs/results.md"
 FOLDER = ROOT / "runs/photos"
 DATA = ROOT / "data/nyud.h5"
 
@@ -110,3 +113,92 @@ def copy_frames(source, target, frames):
         if array.chunks:
             options = {"chunks": array.chunks, "compression": array.compression}
         target.create_dataset(name, data=array[:][frames], dtype=array.dtype, **options)
+
+
+# --------------------------------------------------------------------------------------- making them
+def train(run):
+    """Make a run -> its lines of docs/photos.csv."""
+    name = "-".join(str(value) for value in dataclasses.astuple(run)).replace(" ", "_")
+    out = FOLDER / name
+    tasks = TASKS
+    if run.form.startswith("only "):
+        tasks = [run.form.removeprefix("only ")]
+
+    # fmt: off
+    args = mtcd.build_parser().parse_args([
+        "--dataset", "nyud", "--data", str(data_file(run)), "--tasks", *tasks,
+        "--backbone", "hrnet_tiny", "--pretrained", "none", "--contrast", str(run.contrast),
+        "--iters", str(run.iterations), "--lr", str(run.lr), "--seed", str(run.seed),
+        "--device", "cpu", "--workers", "0", "--out", str(out),
+    ])
+    # fmt: on
+    backbone = None
+    if run.encoder == "lite0":
+        args.backbone = "lite0"
+        torch.manual_seed(run.seed)
+        backbone = Lite0()
+    lines = train_run(run, args, out, FORMS.get(run.form), backbone)
+    (out / "last.pt").unlink()
+    return lines
+
+
+def run_all(sets):
+    """Make what docs/photos.csv lacks of these sets."""
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    runs = [run for run in plan() if run.set in sets]
+    for run in runs:
+        data_file(run)  # before two processes want it
+    make_runs(runs, RESULTS, train)
+
+
+# ------------------------------------------------------------------------------------------- tables
+def tables(lines):
+    """Lines of the CSV file -> all tables as Markdown text: those that are reported come first."""
+    made = {run for run, _ in lines}
+    text = [f"{len(made)} of {len(plan())} runs made, {hours(lines):.1f} hours, two at a time."]
+    shares = mean_shares(lines)
+    for setting, arms in sorted(group_by_setting(lines).items(), key=reported_first):
+        text += ["", f"### {setting.set}: {setting.photos} photos, {setting.encoder}"]
+        text += ["", f"{setting.iterations} iterations at {setting.lr:g}."]
+        ends = {arm: shares.get((setting, arm), "-") for arm in arms}
+        text += gain_table(arms, "baseline", ends)
+        text += value_table(arms)
+    return "\n".join(text)
+
+
+def reported_first(item):
+    setting, _ = item
+    return setting.set == "tuning", setting.encoder != "lite0", setting.photos
+
+
+def show_results():
+    """Print the tables and put them into docs/results.md."""
+    text = tables(read_results(RESULTS, Run))
+    print(text)
+    replace_marked(DOCUMENT, "photos", text)
+
+
+def main(argv=None):
+    """The command line -> exit status."""
+    parser = mtcd.Parser(
+        "python -m extras.photos",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--tuning", action="store_true", help="make the tuning runs only")
+    parser.add_argument("--tables", action="store_true", help="run nothing, print the tables")
+
+    def job():
+        args = parser.parse_args(argv)
+        if args.tables:
+            show_results()
+        elif args.tuning:
+            run_all(["tuning"])
+        else:
+            run_all(["tuning", "reported"])
+
+    return mtcd.exit_status("extras.photos", job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,7 +3,8 @@
 
     python -m extras.study             make every run that docs/results.csv lacks, two at a time
     python -m extras.study --tuning    the same, only those on the tuning rooms
-    python -m extras.study --tables    run nothing: print every table, draw docs/results.png
+    python -m extras.study --tables    run nothing: print every table, write them into
+                                       docs/results.md, draw docs/results.png
 
 The protocol was written before the runs that it judges.
 
@@ -40,19 +41,23 @@ from extras import compare
 from extras.arms import FORMS
 from extras.experiments import (
     TASKS,
+    gain_table,
     gains,
     group_by_setting,
     hours,
     make_runs,
     mean_interval,
     mean_shares,
-    print_gains,
     read_results,
+    replace_marked,
+    row,
     train_run,
+    value_table,
 )
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/results.csv"
+DOCUMENT = ROOT / "docs/results.md"
 PICTURE = ROOT / "docs/results.png"
 FOLDER = ROOT / "runs/study"
 
@@ -240,33 +245,35 @@ def run_all(sets):
 
 
 # ------------------------------------------------------------------------------------------- tables
-def print_tables():
-    """Per setting: metrics, gains with intervals, the loss at the end -> group_by_setting()."""
-    lines = sorted(read_results(RESULTS, Run), key=table_order)
+def tables(lines):
+    """Lines of the CSV file -> all tables as Markdown text: those that are reported come first."""
+    lines = sorted(lines, key=table_order)
     made = {run for run, _ in lines}
-    print(
-        f"{len(made)} of {len(plan())} runs made; two at a time they took {hours(lines):.1f} hours"
-    )
+    text = [f"{len(made)} of {len(plan())} runs made, {hours(lines):.1f} hours, two at a time."]
 
     shares = mean_shares(lines)
     found = group_by_setting(lines)
-    for setting, arms in found.items():
+    if "ours" in found.get(MAIN, ()):
+        text += along_table(found)
+    for setting, arms in sorted(found.items(), key=is_tuning):
         rooms = f"seed {setting.rooms_seed}" if setting.rooms_seed >= 0 else "each seed"
-        print(f"\n## {setting.set}, rooms of {rooms}: {setting.rooms} rooms, ", end="")
-        print(f"labels per image: {setting.labels}, {setting.backbone}, ", end="")
-        print(f"{setting.iterations} iterations at {setting.lr:g}\n")
-        compare.print_comparison(arms, markdown=True)
+        text += ["", f"### {setting.set}: {setting.rooms} rooms of {rooms}, {setting.backbone}"]
+        labels = "all labels" if setting.labels == "all" else "one label per image"
+        text += ["", f"{labels}, {setting.iterations} iterations at {setting.lr:g}."]
 
         ends = {arm: shares.get((setting, arm), "-") for arm in arms}
-        print_gains(arms, "baseline", ends)
+        text += gain_table(arms, "baseline", ends)
         over_ours = {arm: seeds for arm, seeds in arms.items() if arm != "baseline"}
-        print_gains(over_ours, "ours", ends)
+        text += gain_table(over_ours, "ours", ends)
         of_384 = {arm: seeds for arm, seeds in arms.items() if arm.endswith("384")}
-        print_gains(of_384, "samples 384", ends)
+        text += gain_table(of_384, "samples 384", ends)
+        text += value_table(arms)
+    return "\n".join(text)
 
-    if "ours" in found.get(MAIN, ()):
-        print_along_training(found)
-    return found
+
+def is_tuning(item):
+    setting, _ = item
+    return setting.set == "tuning"
 
 
 def table_order(line):
@@ -277,14 +284,15 @@ def table_order(line):
     return place, run.contrast
 
 
-def print_along_training(found):
-    print("\n## reported, rooms of seed 2, along the training: seeds that all lengths have\n")
-    print("| iterations | seeds | baseline, over itself after 1,500, % (95 % interval) ", end="")
-    print("| ours, over the baseline as long |")
-    print("| --- " * 4 + "|")
+def along_table(found):
+    """Markdown lines: what a longer training gives the baseline, and ours over it."""
+    heading = ["iterations", "seeds", "baseline, over itself after 1,500, %", "ours over it, %"]
+    lines = ["", "### reported: along the training, 60 rooms of seed 2", ""]
+    lines += [row(heading), row(["---"] * len(heading))]
     for iterations, (levels, effects) in along_training(found).items():
         cells = [str(iterations), str(len(levels)), mean_interval(levels), mean_interval(effects)]
-        print(f"| {' | '.join(cells)} |")
+        lines.append(row(cells))
+    return lines
 
 
 def along_training(found):
@@ -416,6 +424,18 @@ def draw(found):
     print(f"\n{PICTURE}")
 
 
+def show_results():
+    """Print the tables, put them into docs/results.md, draw the picture."""
+    lines = read_results(RESULTS, Run)
+    text = tables(lines)
+    print(text)
+    replace_marked(DOCUMENT, "rooms", text)
+    found = group_by_setting(sorted(lines, key=table_order))
+    if "ours" not in found.get(MAIN, ()):
+        raise mtcd.UserError(f"no picture: {RESULTS} has no runs of the main comparison")
+    draw(found)
+
+
 def main(argv=None):
     """The command line -> exit status."""
     parser = mtcd.Parser(
@@ -429,10 +449,7 @@ def main(argv=None):
     def job():
         args = parser.parse_args(argv)
         if args.tables:
-            found = print_tables()
-            if "ours" not in found.get(MAIN, ()):
-                raise mtcd.UserError(f"no picture: {RESULTS} has no runs of the main comparison")
-            draw(found)
+            show_results()
         elif args.tuning:
             run_all(["tuning"])
         else:
