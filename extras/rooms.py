@@ -396,8 +396,8 @@ class Camera:
     axes: np.ndarray  # (3, 3): right, down and ahead, in world axes
     focal: float  # in widths of the picture
 
-    def rays(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-        """x (W,) and y (H,) of the pixels' centres on the plane z = 1."""
+    def pixel_centres(self, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
+        """x (W,) and y (H,) on the plane z = 1."""
         focal = self.focal * width  # in pixels
         x = np.arange(width) - (width - 1) / 2
         y = np.arange(height) - (height - 1) / 2
@@ -418,7 +418,7 @@ def draw_camera(room_size: np.ndarray, rng: np.random.Generator) -> Camera:
     return Camera(eye, axes, focal=rng.uniform(0.7, 0.85))
 
 
-TRIES = 40  # to find a free spot
+TRIES = 40  # places that are tried for a thing
 FIRST_WALL = 2  # its instance: floor and ceiling are 0 and 1
 
 
@@ -508,41 +508,44 @@ class Room:
             return False
         return all(math.dist(spot, other) > radius + r for other, r in self.taken)
 
+    def find_spot(self, height, radius, near, far):
+        """A free place on the floor (3,), in view up to `height`, or None.
+
+        It is sought at random, `near` to `far` metres ahead.
+        """
+        ahead_on_floor = unit(self.camera.axes[2] * (1, 0, 1))
+        right = self.camera.axes[0]
+        for aside, ahead in self.rng.uniform((-0.38, near), (0.38, far), (TRIES, 2)):
+            direction = ahead_on_floor + aside / self.camera.focal * right
+            spot = self.camera.eye + ahead * direction
+            spot = spot * (1, 0, 1)
+            if self.is_in_view(spot, height) and self.is_free(spot, radius):
+                return spot
+        return None
+
     def place(self, name):
-        """Put a thing on a free spot in view, turned to the camera, if one is found.
+        """Put a thing on the floor where there is room for it, turned to the camera more or less.
 
         A figure takes 50 to 85 % of a 4:3 picture's height, and nothing comes before its middle.
         """
-        eye = self.camera.eye
-        focal = self.camera.focal
         rows = thing(name, self.rng)
         half_width, height, _ = (abs(rows["centre"]) + rows["size"]).max(0)
-
-        # The disc that it takes, and how far ahead it may stand.
         if name == "figure":
             radius = 0.35
-            near = 1.57 * focal * height  # 1 / (0.85 * 0.75): 85 % of 0.75 widths
-            far = 2.67 * focal * height  # 1 / (0.5 * 0.75)
+            near = 1.57 * self.camera.focal * height  # 1 / (0.85 * 0.75): 85 % of 0.75 widths
+            far = 2.67 * self.camera.focal * height  # 1 / (0.5 * 0.75)
+            spot = self.find_spot(height, radius, near, far)
         else:
             radius = 0 if name == "rug" else 0.9 * half_width
-            near = 1.6 + radius
-            far = 5
-
-        ahead_on_floor = unit(self.camera.axes[2] * (1, 0, 1))
-        right = self.camera.axes[0]
-        visible_height = height if name == "figure" else 0
-        for aside, ahead in self.rng.uniform((-0.38, near), (0.38, far), (TRIES, 2)):
-            spot = eye + ahead * (ahead_on_floor + aside / focal * right)
-            spot = spot * (1, 0, 1)
-            if self.is_in_view(spot, visible_height) and self.is_free(spot, radius):
-                break
-        else:
+            spot = self.find_spot(0, radius, near=1.6 + radius, far=5)
+        if spot is None:
             return
 
-        to_camera = (eye - spot) * (1, 0, 1)
+        to_camera = (self.camera.eye - spot) * (1, 0, 1)
         yaw = math.atan2(to_camera[0], to_camera[2])
         yaw += self.rng.uniform(-1, 1)
         self.put(name, rows, spot, yaw)
+
         self.taken.append((spot, radius))
         if name == "figure":  # keep the way to the camera free, ever narrower
             for share in (0.3, 0.6):
@@ -594,7 +597,7 @@ def hit(kind, o, d):
 
 def trace(rows, camera, height, width, dtype):
     """What the pixels' centres see: depth along the optical axis and row of `rows`, both (H, W)."""
-    x, y = camera.rays(height, width)
+    x, y = camera.pixel_centres(height, width)
     x = x.astype(dtype)
     y = y.astype(dtype)
     depth = np.full((height, width), np.inf, dtype)
@@ -639,7 +642,7 @@ def trace(rows, camera, height, width, dtype):
 def surface(rows, camera, depth, index):
     """World points, unit normals, points in the solids' own axes (metres): (H, W, 3) each."""
     dtype = depth.dtype
-    x, y = camera.rays(*depth.shape)
+    x, y = camera.pixel_centres(*depth.shape)
     right, down, ahead = camera.axes
     rays = x[:, None] * right + (y[:, None, None] * down + ahead)  # (H, W, 3)
     points = camera.eye.astype(dtype) + depth[..., None] * rays.astype(dtype)
