@@ -307,7 +307,7 @@ FURNITURE = {
 
 @dataclass(frozen=True)
 class Bone:
-    length: float  # as shares of a figure's height, like all that figures are made of
+    length: float  # in a figure's unit, like all that it is made of
     radius: float
     material: str
     part: int
@@ -344,8 +344,8 @@ def limb(joint, side, spread, bends, bones):
 
 
 def figure(rng: np.random.Generator) -> np.ndarray:
-    """Rows of a standing person of 1.3 to 1.9 m, stouter than in life; parts as in render_room."""
-    # The hips are at the origin. Lengths are shares of the height.
+    """Rows of a standing person of 1.3 to 2.1 m, stouter than in life; parts as in render_room."""
+    # The hips are at the origin. Lengths are in units of 1.3 to 1.9 m.
     solids = [
         Solid(BALL, (0, 0.43, 0), (0.075, 0.1, 0.08), "skin", part=1),
         Solid(BALL, (0, 0.465, -0.018), (0.082, 0.085, 0.082), "hair", part=1),
@@ -375,9 +375,9 @@ def figure(rng: np.random.Generator) -> np.ndarray:
     rows = as_rows(solids)
     lowest_foot = rows["centre"][rows["part"] == 6, 1].min()
     rows["centre"][:, 1] -= lowest_foot - 0.04  # on the floor
-    height = rng.uniform(1.3, 1.9)
-    rows["centre"] *= height
-    rows["size"] *= height
+    scale = rng.uniform(1.3, 1.9)
+    rows["centre"] *= scale
+    rows["size"] *= scale
     return rows
 
 
