@@ -477,9 +477,9 @@ class Room:
         material = self.rng.choice(["boards", "boards", "tiling", "carpet"])
         self.put("floor", as_rows([Solid(BOX, below, slab, material)]))
         self.put("ceiling", as_rows([Solid(BOX, above, slab, "ceiling")]))
-        self.build_wall((0, 0, 0.6 * deep), math.pi / 2)  # the left one
-        self.build_wall((wide, 0, 0.6 * deep), -math.pi / 2)  # the right one
-        self.build_wall((wide / 2, 0, deep), math.pi)  # the far one
+        self.build_wall((0, 0, 0.6 * deep), math.pi / 2)  # on the picture's right
+        self.build_wall((wide, 0, 0.6 * deep), -math.pi / 2)  # on its left
+        self.build_wall((wide / 2, 0, deep), math.pi)  # ahead
 
     def build_wall(self, position, yaw):
         """A slab whose z points into the room, with two things on it. All walls share a paint."""

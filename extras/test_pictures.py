@@ -141,6 +141,12 @@ def test_legend_entries_do_not_overlap():
         assert following.top > one.top or following.left >= right
 
 
+def test_legend_shows_unknown_tasks_if_they_have_classes():
+    entries, _ = pictures.set_legend({"new": ["a", "b"]}, 300)
+    assert [entry.text for entry in entries] == ["new:", "a", "b"]
+    assert [entry.colour for entry in entries] == [None, *map(tuple, CLASSES[:2])]
+
+
 def test_legend_leaves_out_tasks_without_classes():
     assert pictures.legend({"saliency": ["no", "yes"], "depth": []}, 100).height == 0
 
@@ -192,6 +198,7 @@ def test_large_pictures_keep_thin_lines():
         ((425, 560), 240, (240, 182)),
         ((60, 80), 240, (240, 180)),
         ((60, 100), 240, (200, 120)),  # twice: 240 / 100 rounded
+        ((60, 90), 240, (270, 180)),  # three times
         ((10, 200), 240, (200, 10)),
         ((600, 2), 240, (240, 960)),  # at most 4 times as high as wide
         ((2, 6000), 240, (240, 1)),

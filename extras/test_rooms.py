@@ -94,6 +94,14 @@ def test_rows_hold_what_the_solids_say():
     assert ball["part"] == 4
 
 
+def test_mirrored_solids_stand_on_both_sides_or_in_the_corners():
+    leg = Solid(BOX, (1, 2, 3), (0.1, 2, 0.1), "wood")
+    sides = [solid.centre for solid in rooms.mirrored(leg, rooms.BOTH_SIDES)]
+    assert sorted(sides) == [(-1, 2, 3), (1, 2, 3)]
+    corners = [solid.centre for solid in rooms.mirrored(leg, rooms.FOUR_CORNERS)]
+    assert sorted(corners) == [(-1, 2, -3), (-1, 2, 3), (1, 2, -3), (1, 2, 3)]
+
+
 # ---------------------------------------------------------------------------------------- things
 def extent(rows):
     """The lowest and the highest corner (3,) of a thing whose solids stand upright."""
@@ -152,6 +160,17 @@ def test_limbs_hang_together():
 
 
 # ------------------------------------------------------------------------------------ furnishing
+def test_the_camera_is_upright_and_no_mirror():
+    for seed in range(20):
+        room, _ = solids_of(seed)
+        right, down, ahead = room.camera.axes
+        assert np.allclose(room.camera.axes @ room.camera.axes.T, np.eye(3))
+        assert np.allclose(np.cross(right, down), ahead)
+        assert down[1] < -0.8  # y is up
+        assert abs(right[1]) < 0.05  # a little roll
+        assert ahead[2] > 0.5
+
+
 def test_every_class_occurs(many_rooms):
     for name, i in CLASS.items():
         assert (many_rooms["semseg"] == i).any((1, 2)).mean() > 0.2, name
@@ -426,8 +445,9 @@ def test_depth_and_light_vary(many_rooms):
     assert depth.std((1, 2)).mean() > 0.8
     assert depth.mean((1, 2)).std() > 0.2
     grey = many_rooms["image"].mean(-1)
+    assert 130 < grey.mean() < 170  # of 255
     dark, light = np.quantile(grey, (0.1, 0.9), axis=(1, 2))
-    assert np.mean(light - dark) > 90  # of 255: no fog
+    assert np.mean(light - dark) > 90  # no fog
     assert (grey < 2).mean() < 0.05
     assert (grey > 253).mean() < 0.05
 
