@@ -218,9 +218,14 @@ def non_maximum_suppression(edge: np.ndarray) -> np.ndarray:
 # near (pixels, D)  the pixel's neighbours, that is the pixels of the other side within the radius.
 #                   They are given as vertices of plane 0, so adding a plane gives those of the plane
 #
-# A matching is grown along augmenting paths. Such a path begins and ends at free vertices, and
-# every second edge of it is matched. Swapping matched and unmatched edges along it gives one more
-# pair. Berge's theorem: a matching without an augmenting path is maximum.
+# Nearest pairs are matched first, which leaves few vertices free. The rest is done by augmenting
+# paths. Such a path begins at a free vertex on one side and ends at a free vertex on the other, and
+# every second edge of it is matched:
+#
+#     free --- a === b --- free     becomes     matched === a --- b === matched
+#
+# Swapping matched and unmatched edges gives one more pair. Berge's theorem: where no augmenting
+# path is left, the matching is maximum.
 
 FREE = -1
 ABSENT = -2
@@ -254,7 +259,7 @@ def find_pairs(y, x, true: np.ndarray, radius: float) -> list[tuple[np.ndarray, 
 def list_neighbours(pairs: list, pixels: int, planes: int) -> tuple[np.ndarray, np.ndarray]:
     """-> near (pixels + 1, D) as drawn above; degree (pixels,): how many neighbours a pixel has."""
     nobody = pixels
-    near = np.full((len(pairs), pixels + 1), nobody, np.int32)
+    near = np.full((len(pairs), pixels + 1), nobody, np.int32)  # transposed
     degree = np.zeros(pixels, int)
     for predicted, true in pairs:
         near[degree[predicted], predicted] = true
@@ -267,9 +272,12 @@ def list_neighbours(pairs: list, pixels: int, planes: int) -> tuple[np.ndarray, 
 
 
 def match_nearest(pairs: list, free: np.ndarray, mate: np.ndarray) -> None:
-    """Match greedily, nearest pairs first. Changes free (pixels, planes) and mate (vertices,)."""
+    """Match greedily, nearest pairs first.
+
+    Changes mate (vertices,) and free (pixels, planes) bool: which vertices have no mate yet.
+    """
     planes = free.shape[1]
-    is_free = free.ravel()  # by vertex, of the same memory
+    is_free = free.ravel()  # a view of it, (vertices,)
     for predicted, true in pairs:
         pair, plane = np.nonzero(free[predicted] & free[true])
         one = predicted[pair] * planes + plane
@@ -281,13 +289,13 @@ def match_nearest(pairs: list, free: np.ndarray, mate: np.ndarray) -> None:
 
 
 def grow_trees(roots, near, mate, planes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Look for augmenting paths from all roots at once, breadth first.
+    """Look for augmenting paths from all roots at once, by alternating trees, breadth first.
 
     A root is a free vertex. From it a tree grows by two edges per level: an unmatched one to a
-    neighbour, then the matched one to that neighbour's mate. A vertex joins one tree only, so the
-    paths that are found share none. A tree ends where it meets a free vertex.
+    neighbour, then the matched one to that neighbour's mate. A vertex joins one tree only, so no
+    two paths share a vertex. A tree ends where it meets a free vertex.
     -> end (roots,): the free vertex that a root's tree has met, or -1;
-       parent (vertices,): from where a neighbour was reached, so the path leads back to the root.
+       parent (vertices,): the vertex that a neighbour was reached from: the way back to the root.
     """
     is_new = mate != ABSENT
     parent = np.empty_like(mate)
@@ -332,7 +340,7 @@ def grow_trees(roots, near, mate, planes: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def augment(mate: np.ndarray, parent: np.ndarray, end: np.ndarray) -> None:
-    """Swap the edges along the paths that lead from `end` (paths,) back to their roots."""
+    """Swap the edges along the paths from `end` (paths,) back to their roots, all paths at once."""
     while end.size:
         start = parent[end]
         next_end = mate[start]  # FREE at a root
@@ -350,14 +358,15 @@ def match_boundaries(y, x, predicted: np.ndarray, true: np.ndarray, radius: floa
     count, planes = predicted.shape
     pairs = find_pairs(y, x, true, radius)
     in_planes = np.ones((np.sum(true), planes), bool)  # a true pixel is in each plane
-    free = np.concatenate([predicted, in_planes])  # (pixels, planes)
+    free = np.concatenate([predicted, in_planes])  # (pixels, planes): nothing is matched yet
     near, degree = list_neighbours(pairs, len(free), planes)
 
     nobody = np.zeros((1, planes), bool)
     mate = np.where(np.concatenate([free, nobody]), np.int32(FREE), np.int32(ABSENT)).ravel()
     match_nearest(pairs, free, mate)
 
-    # Search from the side with fewer free vertices, plane by plane. Lonely pixels stay unmatched.
+    # Search from the side with fewer free vertices, in each plane its own. Pixels without any
+    # neighbour stay unmatched.
     free[degree == 0] = False
     from_predicted = free[:count].sum(0) < free[count:].sum(0)  # (planes,)
     is_root = np.concatenate([free[:count] & from_predicted, free[count:] & ~from_predicted])
