@@ -446,7 +446,8 @@ def count_boundaries(probability: np.ndarray, label: np.ndarray, max_dist: float
 def f_scores(counts: np.ndarray) -> np.ndarray:
     """(..., 3, 101) counts -> (..., 101) F in percent; 0 where nothing matches, never NaN.
 
-    F = 2 P R / (P + R) with P = matched / predicted and R = matched / true.
+    F = 2 P R / (P + R) with P = matched / predicted and R = matched / true, which is
+    2 matched / (predicted + true).
     """
     matched, predicted, true = np.moveaxis(np.asarray(counts), -2, 0)
     return 200 * matched / np.maximum(predicted + true, 1)

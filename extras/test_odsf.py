@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -384,11 +385,11 @@ def test_ap_counts_0_for_recalls_that_are_not_reached():
 
 def test_ap_takes_the_lowest_threshold_of_equal_recalls():
     counts = made_up_counts()
-    counts[0, 0] = np.where(np.arange(101) < 50, 1000, 0)
-    counts[0, 1] = np.where(np.arange(101) < 50, 2000, 0)
-    counts[0, 1, 1:50] = 1000
-    # precision 50 % at recall 100, 100 % at recall 0: a straight line over 101 recalls
-    assert odsf.summarise(counts)[0]["AP"] == pytest.approx(101 * 0.75)
+    counts[0, 0, :50] = 1000  # recall 100 %
+    counts[0, 0, 50:] = 500  # recall 50 %
+    counts[0, 1] = 1000
+    counts[0, 1, [0, 50]] = 2000  # precision 50 % and 25 %, and 100 % and 50 % beyond
+    assert odsf.summarise(counts)[0]["AP"] == pytest.approx(51 * (0.5 + 0.25) / 2)
 
 
 def test_ap_of_a_single_point_is_0():
@@ -591,6 +592,12 @@ def test_a_killed_worker_is_one_line(tmp_path):
     assert error.startswith("odsf: A process in the process pool was terminated")
     assert error.count("\n") == 1
     assert all_end(workers)
+
+
+def test_workers_leave_ctrl_c_to_their_parent():
+    with ProcessPoolExecutor(1, initializer=odsf.start_worker) as pool:
+        handler = pool.submit(signal.getsignal, signal.SIGINT).result()
+    assert handler == signal.SIG_IGN
 
 
 def test_child_processes_of_the_caller_live_on(tmp_path):
