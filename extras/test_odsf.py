@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: MIT
 """Tests of odsf.py against scikit-image, scipy's filters and assignments, and plain loops."""
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -531,9 +532,17 @@ def test_a_bad_picture_is_one_line_that_names_it(case, tmp_path, capsys):
 
 
 # ---------------------------------------------------------------------------------------- workers
-def start_tool(tmp_path):
-    """The tool with two workers, copied out of the project -> process, the workers' ids."""
-    arguments = write_pictures(tmp_path, [scene(0, 425, 560)] * 8)
+LONG = 100  # pictures that take two workers more than SOON seconds
+SOON = 20
+
+
+@pytest.fixture
+def tool(tmp_path):
+    """The tool at work, copied out of the project -> its process, the ids of its two workers."""
+    arguments = write_pictures(tmp_path, [scene(0, 425, 560)])
+    for folder in ("predictions", "labels"):
+        for k in range(1, LONG):
+            os.link(tmp_path / folder / "0.png", tmp_path / folder / f"{k}.png")
     copy = tmp_path / "alone.py"
     copy.write_bytes(Path(odsf.__file__).read_bytes())
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
@@ -549,11 +558,13 @@ def start_tool(tmp_path):
     while len(workers) < 2 and process.poll() is None:
         time.sleep(0.01)
         workers = children.read_text().split()
-    return process, workers
+    yield process, workers
+    with contextlib.suppress(ProcessLookupError):  # all have ended, as they should
+        os.killpg(process.pid, signal.SIGKILL)
 
 
-def all_end(workers, seconds=20):
-    deadline = time.time() + seconds
+def all_end(workers):
+    deadline = time.time() + SOON
     while time.time() < deadline:
         if not any(Path(f"/proc/{worker}").exists() for worker in workers):
             return True
@@ -562,32 +573,32 @@ def all_end(workers, seconds=20):
 
 
 @pytest.mark.parametrize("wait", [0, 0.7])
-def test_ctrl_c_is_one_line_and_no_worker_stays(wait, tmp_path):
-    process, workers = start_tool(tmp_path)
+def test_ctrl_c_is_one_line_and_no_worker_stays(wait, tool):
+    process, workers = tool
     time.sleep(wait)
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does it
     os.killpg(process.pid, signal.SIGINT)  # an impatient user
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=SOON)[1]
     assert process.returncode == 130
     assert error == "odsf: stopped\n"
     assert all_end(workers)
 
 
 @pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGKILL])
-def test_workers_end_with_their_parent(sent, tmp_path):
-    process, workers = start_tool(tmp_path)
+def test_workers_end_with_their_parent(sent, tool):
+    process, workers = tool
     time.sleep(0.5)
     process.send_signal(sent)
-    process.communicate(timeout=60)
+    process.communicate(timeout=SOON)
     assert process.returncode == -sent
     assert all_end(workers)
 
 
-def test_a_killed_worker_is_one_line(tmp_path):
-    process, workers = start_tool(tmp_path)
+def test_a_killed_worker_is_one_line(tool):
+    process, workers = tool
     time.sleep(0.5)
     os.kill(int(workers[0]), signal.SIGKILL)
-    error = process.communicate(timeout=60)[1]
+    error = process.communicate(timeout=SOON)[1]
     assert process.returncode == 2
     assert error.startswith("odsf: A process in the process pool was terminated")
     assert error.count("\n") == 1
