@@ -101,15 +101,14 @@ def thin(mask: np.ndarray) -> np.ndarray:
     first_half = True
     while candidates.size:
         values = pixels[candidates]  # (N,)
-        neighbours = pixels[candidates + around]  # (8, N)
-        deleted = values & is_deletable(neighbours, first_half)
+        deleted = values & is_deletable(pixels[candidates + around], first_half)
         pixels[candidates] = values & ~deleted
 
         # The answer for a pixel can differ from that of two half-passes ago only if a neighbour has
         # changed since then. So the next half-pass looks at these pixels only.
         changed = candidates[deleted != 0]
-        near_change = np.concatenate([changed, changed_before]) + around
-        is_near_change[near_change] = True
+        both_changes = np.concatenate([changed, changed_before])
+        is_near_change[both_changes + around] = True
         candidates = np.flatnonzero(is_near_change)
         is_near_change[candidates] = False
         candidates = candidates[pixels[candidates] != 0]
