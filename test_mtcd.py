@@ -6,6 +6,7 @@ Kills, damage and bad use: extras/test_safety.py. The data made here needs nothi
 
 import colorsys
 import copy
+import dataclasses
 import functools
 import itertools
 import json
@@ -16,6 +17,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import h5py
@@ -547,3 +549,577 @@ def test_copy_block_trains_a_foreign_network_by_itself():
 def test_copy_block_names_paper_licence_and_project():
     for word in ("AAAI 2023", "Yang", "MIT", "mtcd", "import torch"):
         assert word in copy_block()
+
+
+# --------------------------------------------------------------------------------- 2. task losses
+CHANNELS = {"semseg": 5, "parsing": 7, "saliency": 1, "depth": 1, "normal": 3, "boundary": 1}
+
+
+def pixel_loss(task, prediction, label, positive_weight):
+    """The protocol's loss of one pixel: lists of floats in, short normals stay as they are."""
+    if task in ("semseg", "parsing"):
+        return math.log(sum(math.exp(x) for x in prediction)) - prediction[label]
+    if task in ("saliency", "boundary"):
+        if label == 1:
+            return positive_weight * math.log(1 + math.exp(-prediction[0]))
+        return (1 - positive_weight) * math.log(1 + math.exp(prediction[0]))
+    if task == "depth":
+        return abs(prediction[0] - label[0])
+    length = max(1, math.hypot(*prediction))
+    return sum(abs(p / length - y) for p, y in zip(prediction, label))
+
+
+@pytest.mark.parametrize("share", [0, 0.4, 1])
+@pytest.mark.parametrize("task", TASKS)
+def test_task_loss_equals_plain_loops(task, share):
+    """`share` of the pixels is ignored; where all are, loss and gradients are 0."""
+    label = labels_of(task, (2, 4, 5))
+    ignored = torch.rand(2, 4, 5) < share
+    mask = ignored if task in CLASSES else ignored[:, None].expand_as(label)
+    label[mask] = IGNORED[task]
+    prediction = torch.randn(2, CHANNELS[task], 4, 5, requires_grad=True)
+
+    if task == "boundary":
+        positive_weight = 0.95
+        loss = mtcd.weighted_binary_loss(prediction, label, positive_weight)
+    else:  # of saliency the share of negatives
+        positive_weight = (label == 0).sum().item() / max((label != 255).sum().item(), 1)
+        loss = mtcd.TASKS[task].loss(prediction, label)
+    loss.backward()
+
+    losses = []
+    for b, y, x in (~ignored).nonzero().tolist():
+        pixel = prediction[b, :, y, x].tolist()
+        losses.append(pixel_loss(task, pixel, label[b, ..., y, x].tolist(), positive_weight))
+    expected = sum(losses) / max(len(losses), 1)
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
+    assert prediction.grad.isfinite().all()
+    assert not prediction.grad.abs().sum(1)[ignored].any()
+    assert (loss == 0) == (not prediction.grad.any()) == (share == 1)
+
+
+# -------------------------------------------------------------------------------------- 3. metrics
+def check_metric(make, expected, batches, rel=1e-5):
+    """The expected value, and the same whatever the order and the batches."""
+    singles = []
+    for prediction, label in batches:
+        for i in range(len(label)):
+            singles.append((prediction[i : i + 1], label[i : i + 1]))
+
+    values = []
+    for order in (batches, batches[::-1], singles):
+        metric = make()
+        for prediction, label in order:
+            metric.update(prediction, label)
+        values.append(metric.compute())
+    assert type(values[0]) is float
+    assert values[0] == pytest.approx(expected, rel=rel, abs=1e-5, nan_ok=True)
+    assert values == pytest.approx(values[:1] * 3, rel=1e-9, nan_ok=True)
+
+
+def six_classes():
+    """5 occurs nowhere and does not count, 4 is never predicted and does."""
+    return mtcd.MeanIoU(6)
+
+
+def plain_miou(prediction, label):
+    score = pytest.importorskip("sklearn.metrics").jaccard_score
+    return 100 * score(label, prediction, average="macro")
+
+
+def draw_classes(shape):
+    return torch.randint(4, shape), torch.randint(5, shape)
+
+
+def plain_max_f(prediction, label):
+    score = pytest.importorskip("sklearn.metrics").fbeta_score
+    best = 0
+    for step in range(1, 20):
+        f = score(label, prediction > step / 20, beta=0.3**0.5, zero_division=0)
+        best = max(best, f)
+    return 100 * best
+
+
+def draw_ties(shape):
+    """Probabilities in twentieths, which tie with the thresholds."""
+    label = torch.randint(2, shape)
+    twentieths = torch.where(label == 1, torch.randint(6, 21, shape), torch.randint(14, shape))
+    return twentieths.double() / 20, label
+
+
+def draw_beyond_the_last_threshold(shape):
+    """Positives 1, negatives 0 to 0.95: best only beyond exactly 0.95."""
+    label = torch.randint(2, shape)
+    twentieths = torch.where(label == 1, 20, torch.randint(20, shape))
+    return twentieths.double() / 20, label
+
+
+def plain_rmse(prediction, label):
+    return np.sqrt(np.mean((np.maximum(prediction, 0) - label) ** 2))
+
+
+def draw_depths(shape):
+    return 3 * torch.randn(shape)[:, None], 1 + 5 * torch.rand(shape)[:, None]
+
+
+@pytest.mark.parametrize("share", [0, 0.3, 1])
+@pytest.mark.parametrize(
+    "make, plain, draw",
+    [
+        (six_classes, plain_miou, draw_classes),
+        (mtcd.MaxF, plain_max_f, draw_ties),
+        (mtcd.MaxF, plain_max_f, draw_beyond_the_last_threshold),
+        (mtcd.RMSE, plain_rmse, draw_depths),
+    ],
+)
+def test_miou_and_maxf_equal_scikit_learns_and_rmse_its_formula(make, plain, draw, share):
+    batches = [draw((size, 6, 7)) for size in (1, 3, 2)]
+    ignored = 0 if make is mtcd.RMSE else 255
+    for _, label in batches:
+        label[torch.rand(label.shape) < share] = ignored
+    prediction = torch.cat([p.flatten() for p, _ in batches]).double().numpy()
+    label = torch.cat([y.flatten() for _, y in batches]).double().numpy()
+    valid = label != ignored
+    expected = plain(prediction[valid], label[valid]) if valid.any() else math.nan
+    check_metric(make, expected, batches)
+
+
+@pytest.mark.parametrize("angles", [[0], [180], [1e-3], [179.999], [90], [0, 180, 12.5, 77, 150]])
+def test_mean_angular_error_equals_the_angles_that_vectors_were_turned_by(angles):
+    rng = np.random.default_rng(0)
+    turn = np.radians(np.resize(angles, 40))[:, None]
+    batches = []
+    for _ in range(3):
+        a, b, _ = np.linalg.qr(rng.standard_normal((40, 3, 3)))[0].transpose(1, 0, 2)  # orthonormal
+        turned = torch.from_numpy((np.cos(turn) * a + np.sin(turn) * b).T.reshape(1, 3, 5, 8))
+        label = torch.from_numpy(a.T.reshape(1, 3, 5, 8))
+        # The second image is ignored; lengths do not matter.
+        batches.append((torch.cat([3 * turned, turned]), torch.cat([0.5 * label, 0 * label])))
+    check_metric(mtcd.MeanAngularError, np.mean(np.resize(angles, 40)), batches, rel=1e-7)
+
+
+def test_sums_of_far_errors_do_not_overflow():
+    far = mtcd.RMSE()
+    for _ in range(3):
+        far.update(torch.full((1, 1, 425, 560), 1e4), torch.ones(1, 1, 425, 560))
+    assert far.compute() == pytest.approx(9999, rel=1e-12)
+
+
+@pytest.mark.parametrize("max_dist, expected", [(0.03, 100 * 2 * 40 / (40 + 80)), (0.01, 0)])
+def test_odsf_counts_lines_within_the_tolerance_as_found(max_dist, expected):
+    """A line drawn two pixels beside the true one; the diagonal is 100. One of two is missed."""
+    label = torch.zeros(2, 60, 80).long()
+    label[:, 10:50, 30] = 1
+    prediction = torch.zeros(2, 60, 80)
+    prediction[0, 10:50, 32] = 0.9
+    metric = mtcd.OdsF(max_dist)
+    metric.update(prediction, label)
+    assert metric.compute() == pytest.approx(expected, abs=1.5)
+
+
+# ---------------------------------------------------------------------------- 4. tasks, protocols
+def test_weights_and_settings_are_the_protocols():
+    """As in ATRC's public code."""
+    weights = {task: row.weight for task, row in mtcd.TASKS.items()}
+    assert weights == {
+        "semseg": 1,
+        "parsing": 2,
+        "saliency": 5,
+        "normal": 10,
+        "depth": 1,
+        "boundary": 50,
+    }
+    nyud = mtcd.PROTOCOLS["nyud"]
+    pascal = mtcd.PROTOCOLS["pascal"]
+    assert set(nyud.tasks) == {"semseg", "depth", "normal", "boundary"}
+    assert set(pascal.tasks) == {"semseg", "parsing", "saliency", "normal", "boundary"}
+    assert (nyud.lr, pascal.lr) == (0.01, 0.005)
+    assert (nyud.boundary_weight, pascal.boundary_weight) == (0.8, 0.95)
+    assert (nyud.max_dist, pascal.max_dist) == (0.011, 0.0075)
+    for protocol in (nyud, pascal):
+        assert protocol.iters == 40_000
+        assert protocol.scales == (0.5, 2)
+        assert protocol.backbone == "hrnet18s"
+        assert protocol.pretrained == "imagenet"
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_metric_of_each_task_has_the_fields_name_and_sense(task):
+    metric = mtcd.TASKS[task].metric
+    assert metric.name == METRICS[task]
+    assert metric.higher_is_better == (task not in ("depth", "normal"))
+
+
+# ----------------------------------------------------------------------------------------- 5. data
+SIZES = ((64, 96), (50, 70), (64, 80), (40, 96))  # before padding to 64 x 96
+SLOPE = np.array([0.3, -0.5, -0.8]) / np.linalg.norm([0.3, -0.5, -0.8])  # 2 m from the camera
+
+
+def wave(row, column):
+    """A picture whose shift by a pixel shows; grey, so hue and saturation leave it as it is."""
+    across = np.sin(2 * np.pi * column / 14)
+    down = np.sin(2 * np.pi * row / 14)
+    return 128 + 30 * across + 30 * down
+
+
+def coordinate_sample(height, width):
+    """semseg is the column, parsing the row: an augmented pixel tells whence it came."""
+    row, column = np.mgrid[:height, :width]
+    ones = np.ones((height, width))
+    rays = np.stack([(column - width / 2) / 80, (row - height / 2) / 80, ones], 2)
+    return {
+        "image": np.repeat(wave(row, column)[..., None], 3, 2),
+        "semseg": column,
+        "parsing": row,
+        "depth": -2 / (rays @ SLOPE),
+        "normal": np.broadcast_to(SLOPE, (height, width, 3)),
+        "saliency": column // 8 % 2,
+        "boundary": row // 8 % 2,
+    }
+
+
+@dataclass
+class Augmented:
+    size: tuple  # of the source
+    sample: dict
+    window: tuple  # what is not padding
+    row: np.ndarray  # of the source, per pixel of the window
+    column: np.ndarray
+    across: float  # the zoom
+    down: float
+    flipped: bool
+
+
+@pytest.fixture(scope="session")
+def augmented(tmp_path_factory):
+    """200 samples of a benchmark's file."""
+    path = tmp_path_factory.mktemp("data") / "coordinates.h5"
+    samples = [coordinate_sample(*size) for size in SIZES]
+    write_file(path, "nyud", (64, 96), {"train": samples}, classes=96)
+    dataset = mtcd.DenseTasks(path, "train", TASKS, augment=True)
+    found = []
+    for key in range(200):
+        sample = {name: tensor.numpy() for name, tensor in dataset[key].items()}
+        inside = sample["semseg"] != 255
+        height = inside.any(1).sum()
+        width = inside.any(0).sum()
+        window = np.s_[:height, :width]
+        row = sample["parsing"][window].astype(int)
+        column = sample["semseg"][window].astype(int)
+        steps = np.polyfit(range(width), column[0], 1)[0]
+        down = 1 / np.polyfit(range(height), row[:, 0], 1)[0]
+        size = SIZES[key % 4]
+        found.append(Augmented(size, sample, window, row, column, 1 / abs(steps), down, steps < 0))
+    return found
+
+
+def test_augmentation_moves_pads_and_crops_image_and_labels_together(augmented):
+    likeness = []
+    for a in augmented:
+        inside = np.zeros((64, 96), bool)
+        inside[a.window] = True
+        assert (a.row == a.row[:, :1]).all()
+        assert (a.column == a.column[:1]).all()
+        assert a.row.max() < a.size[0]
+        assert a.column.max() < a.size[1]
+        assert np.array_equal(a.sample["saliency"][a.window], a.column // 8 % 2)
+        assert np.array_equal(a.sample["boundary"][a.window], a.row // 8 % 2)
+        for task in TASKS:
+            label = a.sample[task].reshape(64, 96, -1)
+            assert ((label == IGNORED[task]).all(2) == ~inside).all()
+
+        image = a.sample["image"].transpose(1, 2, 0)
+        assert image.dtype == np.uint8
+        assert (image[~inside] == (124, 116, 104)).all()  # ImageNet's mean
+        grey = image[a.window][..., 0].ravel()
+        likeness.append(np.corrcoef(grey, wave(a.row, a.column).ravel())[0, 1])
+    assert min(likeness) > 0.9  # nearest neighbours are off by up to half a pixel
+    assert np.mean(likeness) > 0.98
+
+
+def test_augmentation_scales_between_half_and_double_flips_half_and_crops_anywhere(augmented):
+    across = np.array([a.across for a in augmented])
+    down = np.array([a.down for a in augmented])
+    assert down.min() > 0.47
+    assert down.max() < 2.1
+    assert across.min() < 0.6
+    assert across.max() > 1.9
+    assert np.allclose(across / down, 1, atol=0.06)
+    assert 70 < sum(a.flipped for a in augmented) < 130  # 4 standard deviations
+    corners = {(a.row.min(), a.column.min()) for a in augmented}
+    assert len(corners) > 60
+    assert max(y for y, _ in corners) > 20
+    assert max(x for _, x in corners) > 30
+
+
+def assert_plane(sample, at):
+    """1 / depth is linear in the coordinates, within half a pixel, and falls along the normal."""
+    y, x = at.nonzero()
+    normal = sample["normal"][at].astype(float)
+    assert normal.std(0).max() < 2e-3
+
+    design = np.stack([x, y, np.ones(len(x))], 1)
+    inverse = 1 / sample["depth"][at]
+    slope = np.linalg.lstsq(design, inverse, rcond=None)[0]
+    steepness = np.hypot(*slope[:2])
+    assert np.std(design @ slope - inverse) < 0.6 * steepness
+    along = normal.mean(0)[:2]
+    assert slope[:2] @ along < -0.98 * steepness * np.hypot(*along)
+
+
+def test_augmented_slope_is_nearer_by_the_zoom_and_its_normal_turns_with_the_flip(augmented):
+    for a in augmented:
+        before = coordinate_sample(*a.size)["depth"][a.row, a.column]
+        nearer = before / a.sample["depth"][a.window]
+        assert np.ptp(nearer) < 1e-4
+        assert nearer.mean() == pytest.approx(a.across, rel=0.05)
+        mirror = (-1, 1, 1) if a.flipped else (1, 1, 1)
+        assert np.abs(a.sample["normal"][a.window] - SLOPE * mirror).max() < 2e-3
+        assert_plane(a.sample, a.sample["semseg"] != 255)
+
+
+def test_floors_and_ceilings_of_augmented_rooms_stay_planes(toy_file):
+    dataset = mtcd.DenseTasks(toy_file, "train", ("semseg", "depth", "normal"), augment=True)
+    planes = 0
+    for key in range(60):
+        sample = {name: tensor.numpy() for name, tensor in dataset[key].items()}
+        for name in ("floor", "ceiling"):
+            at = sample["semseg"] == dataset.classes["semseg"].index(name)
+            if at.sum() > 300 and min(np.ptp(places) for places in at.nonzero()) > 20:
+                assert_plane(sample, at)
+                planes += 1
+    assert planes > 15
+
+
+@pytest.mark.parametrize("scale", [0.5, 0.75])
+def test_pictures_shrink_without_smoothing(scale, tmp_path, monkeypatch):
+    """Each pixel is interpolated between the four about its centre, as by OpenCV's INTER_LINEAR."""
+    picture = np.random.default_rng(0).integers(0, 256, (64, 96, 3))
+    sample = {"image": picture, "depth": np.ones((64, 96))}
+    path = write_file(tmp_path / "n.h5", "nyud", (64, 96), {"train": [sample]})
+    protocol = dataclasses.replace(mtcd.PROTOCOLS["nyud"], scales=(scale, scale))
+    monkeypatch.setitem(mtcd.PROTOCOLS, "nyud", protocol)
+    monkeypatch.setattr(mtcd, "distort", lambda image, rng: image)
+
+    rows = (np.arange(64 * scale) + 0.5) / scale - 0.5
+    columns = (np.arange(96 * scale) + 0.5) / scale - 0.5
+    at = np.meshgrid(rows, columns, indexing="ij")
+    expected = []
+    for channel in np.moveaxis(picture.astype(float), 2, 0):
+        expected.append(ndimage.map_coordinates(channel, at, order=1, mode="nearest"))
+    expected = np.stack(expected)
+
+    found = mtcd.DenseTasks(path, "train", ["depth"], augment=True)[0]["image"].numpy()
+    found = found[:, : len(rows), : len(columns)].astype(float)
+    error = abs(found - expected).max()
+    error_flipped = abs(found[..., ::-1] - expected).max()
+    assert min(error, error_flipped) < 1.5
+
+
+@pytest.mark.parametrize("tasks", [["semseg", "saliency"], ["saliency"]])
+def test_crops_avoid_three_quarters_of_one_class_whatever_tasks_are_trained(tasks, tmp_path):
+    """Nor are they unlabelled. Three images: two classes, one class, a large part unlabelled."""
+    column = np.broadcast_to(np.arange(96), (64, 96))
+    labels = [(column > 66) + 0, 0 * column, np.where(column < 60, 255, column % 7)]
+    samples = []
+    for label in labels:
+        samples.append({"image": np.zeros((64, 96, 3)), "semseg": label, "saliency": label % 2})
+        samples[-1]["saliency"][label == 255] = 255
+    path = write_file(tmp_path / "x.h5", "nyud", (64, 96), {"train": samples})
+    dataset = mtcd.DenseTasks(path, "train", tasks, augment=True)
+
+    shares = []
+    unlabelled = 0
+    for key in range(0, 900, 3):
+        label = dataset[key]["saliency"].numpy()
+        valid = label[label != 255]
+        shares.append(np.bincount(valid).max() / len(valid))
+        unlabelled += (dataset[key + 2]["saliency"] == 255).all().item()
+    assert np.mean(np.array(shares) > 0.77) < 0.06  # without the rule 0.4
+    assert unlabelled < 6  # without it a tenth
+    assert (dataset[1]["saliency"] == 0).any()  # one class only: no endless search
+
+
+def test_a_crop_without_any_part_of_a_person_is_ignored_as_a_whole(tmp_path):
+    row, column = np.mgrid[:64, :96]
+    person = np.where((row - 8) ** 2 + (column - 10) ** 2 < 64, 3, 0)
+    sample = {
+        "image": np.zeros((64, 96, 3)),
+        "semseg": row // 8,
+        "saliency": np.minimum(person, 1),
+        "parsing": person,
+    }
+    path = write_file(tmp_path / "x.h5", "pascal", (64, 96), {"train": [sample]})
+    dataset = mtcd.DenseTasks(path, "train", ["saliency", "parsing"], augment=True)
+    empty = 0
+    for key in range(200):
+        parsing = dataset[key]["parsing"].numpy()
+        visible = dataset[key]["saliency"].numpy()
+        if (visible == 1).any():
+            assert np.array_equal(parsing, np.where(visible == 1, 3, visible))
+        else:
+            empty += 1
+            assert (parsing == 255).all()
+    assert 10 < empty < 100
+
+
+def test_photometric_distortion_is_the_protocols_in_2000_draws():
+    """Two greys tell brightness and contrast. Without these, colours must be colorsys' change of
+    saturation, then scipy's turn about the grey axis, as often and as far as in mmsegmentation."""
+    greys = [(40, 40, 40), (120, 120, 120)]
+    picture = np.array([*greys, (200, 100, 100), (90, 150, 120), (100, 100, 140)])
+    image = torch.from_numpy(picture.T[:, None].astype(np.uint8))
+    rng = np.random.default_rng(0)
+    drawn = torch.stack([mtcd.distort(image, rng) for _ in range(2000)])
+    drawn = drawn[:, :, 0].mT.double().numpy()  # (2000, 5, 3)
+    assert np.ptp(drawn[:, :2], axis=2).max() == 0  # grey stays grey
+
+    low, high = drawn[:, :2, 0].T
+    contrast = (high - low) / 80
+    brightness = low / contrast - 40
+    as_it_was = abs(contrast - 1) < 0.013
+    assert 0.46 < as_it_was.mean() < 0.56
+    assert 0.46 < (abs(brightness[as_it_was]) < 0.1).mean() < 0.56
+    assert stats.kstest(contrast[~as_it_was], "uniform", (0.5, 1)).statistic < 0.06
+    moved = as_it_was & (abs(brightness) > 0.1)
+    assert stats.kstest(brightness[moved], "uniform", (-32, 64)).statistic < 0.08
+    means = drawn[:, :2].mean((1, 2))  # contrast times (80 + brightness), independent mixtures
+    deviation = math.sqrt(64**2 / 24 * 25 / 24 + 80**2 / 24)
+    assert means.std() == pytest.approx(deviation, rel=0.06)
+
+    colours = drawn[as_it_was & (abs(brightness) < 0.1), 2:]
+    assert 400 < len(colours) < 600
+    axes = np.array([(2, -1, -1), (0, 3**0.5, -(3**0.5))]).T
+    chroma = (colours[:, 0] - colours[:, 0].mean(1, keepdims=True)) @ axes
+    angle = np.degrees(np.arctan2(chroma[:, 1], chroma[:, 0]))
+    factor = np.hypot(*chroma.T) / 200
+    assert -36.5 < angle.min() < -34
+    assert 32 < angle.max() < 34.5
+    assert 0.46 < (abs(angle) < 0.5).mean() < 0.58
+    assert 0.45 < (abs(factor - 1) < 0.01).mean() < 0.58
+    turned = angle[abs(angle) > 0.5]
+    assert stats.kstest(turned, "uniform", (-37, 72)).statistic < 0.1
+    saturated = factor[abs(factor - 1) > 0.01]
+    assert stats.kstest(saturated, "uniform", (0.5, 1)).statistic < 0.1
+
+    for found, turn, times in zip(colours, angle, factor):
+        expected = []
+        for colour in picture[2:]:
+            h, s, v = colorsys.rgb_to_hsv(*(colour / 255))
+            expected.append(np.multiply(colorsys.hsv_to_rgb(h, s * times, v), 255))
+        rotation = Rotation.from_rotvec(np.full(3, math.radians(turn) / 3**0.5))
+        assert abs(found - rotation.apply(expected)).max() < 2  # 8 bits
+
+
+def test_photometric_distortion_leaves_one_in_sixteen_and_clips():
+    image = torch.randint(0, 256, (3, 8, 8), dtype=torch.uint8)
+    image[:, 0] = 255
+    image[:, 1] = 0
+    rng = np.random.default_rng(0)
+    changed = torch.stack([mtcd.distort(image, rng) for _ in range(800)])
+    same = (changed == image).flatten(1).all(1).sum()
+    assert 30 <= same <= 75  # 50 expected, standard deviation 7
+    white = changed[:, :, 0].int()  # clipped, not wrapped around
+    black = changed[:, :, 1].int()
+    assert white.min() >= 111
+    assert black.max() <= 48
+    assert 0.55 < (white == 255).float().mean() < 0.8
+    assert 0.7 < (black == 0).float().mean() < 0.8
+
+
+def load_augmented(path, workers=0, seed=0, keys=range(20)):
+    dataset = mtcd.DenseTasks(path, "train", TASKS, augment=True, seed=seed)
+    return list(DataLoader(dataset, 2, sampler=keys, num_workers=workers))
+
+
+def test_augmentation_depends_on_seed_and_key_alone(toy_file):
+    one = load_augmented(toy_file)
+    state = torch.get_rng_state()
+    mtcd.DenseTasks(toy_file, "train", TASKS, augment=True)[3]
+    assert torch.equal(torch.get_rng_state(), state)  # leaves the model's draws alone
+
+    torch.manual_seed(2)
+    in_workers = load_augmented(toy_file, workers=2)
+    backwards = load_augmented(toy_file, keys=range(19, -1, -1))[::-1]
+    other_seed = load_augmented(toy_file, seed=1)
+    for a, b, c, other in zip(one, in_workers, backwards, other_seed, strict=True):
+        for name in a:
+            assert torch.equal(a[name], b[name])
+            assert torch.equal(a[name], c[name].flip(0))
+        assert not torch.equal(a["image"], other["image"])
+    assert not torch.equal(one[0]["image"], one[5]["image"])  # the next epoch's
+
+
+def test_without_augmentation_a_sample_is_the_file_and_padding_is_ignored(tmp_path):
+    rng = np.random.default_rng(0)
+    samples = [random_sample(rng, (20, 30)), random_sample(rng, (11, 17))]
+    path = write_file(tmp_path / "x.h5", "toy", (20, 30), {"val": samples})
+    dataset = mtcd.DenseTasks(path, "val", TASKS)
+    images, labels = mtcd.to_device(next(iter(DataLoader(dataset, 2))), CPU)
+    assert images.shape == (2, 3, 20, 30)
+    assert images[1, :, 11:].abs().max() < 0.01  # 0: the mean colour
+    for i, sample in enumerate(samples):
+        height, width = sample["image"].shape[:2]
+        window = np.s_[:height, :width]
+        image = (sample["image"] / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+        assert np.allclose(images[i].permute(1, 2, 0)[window], image, atol=1e-5)
+        for task, label in labels.items():
+            tail = {"depth": (1, 20, 30), "normal": (3, 20, 30)}.get(task, (20, 30))
+            assert label.shape[1:] == tail
+            assert label.dtype == (torch.int64 if task in CLASSES else torch.float32)
+            expected = np.full((20, 30, *sample[task].shape[2:]), IGNORED[task], float)
+            expected[window] = sample[task]
+            found = label[i].permute(1, 2, 0) if task == "normal" else label[i]
+            assert np.allclose(found, expected, atol=1e-3)
+
+
+def test_what_is_not_finite_is_no_ground_truth():
+    batch = {
+        "image": torch.zeros(1, 3, 1, 3, dtype=torch.uint8),
+        "depth": torch.tensor([[[math.nan, math.inf, 2]]]),
+        "normal": torch.tensor([[[[math.nan] * 3, [math.inf, 0, 0], [0, 0, -1.0]]]]),
+    }
+    _, labels = mtcd.to_device(batch, CPU)
+    assert labels["depth"].flatten().tolist() == [0, 0, 2]
+    assert labels["normal"][0, :, 0].T.tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, -1]]
+
+
+@pytest.mark.parametrize("method", ["spawn", "forkserver"])
+def test_a_dataset_that_has_been_read_goes_to_workers_of_any_kind(method, toy_file):
+    dataset = mtcd.DenseTasks(toy_file, "val", TASKS)
+    before = dataset[1]
+    loader = DataLoader(
+        dataset,
+        sampler=[1],
+        num_workers=1,
+        multiprocessing_context=method,
+        worker_init_fn=mtcd.quiet_worker,
+    )
+    batch = next(iter(loader))
+    for name, tensor in before.items():
+        assert torch.equal(batch[name][0], tensor)
+
+
+@pytest.mark.parametrize("length, world", [(7, 1), (10, 1), (12, 2), (12, 4)])
+def test_keys_shuffle_every_pass_resume_anywhere_and_are_shared_among_processes(length, world):
+    def keys(count, start=0, rank=0, world=1, seed=5):
+        stream = mtcd.endless_keys(length, seed, start * world)
+        return list(itertools.islice(stream, rank, rank + count * world, world))
+
+    straight = keys(4 * length)
+    passes = [straight[i : i + length] for i in range(0, len(straight), length)]
+    for number, one in enumerate(passes):
+        assert sorted(one) == list(range(number * length, (number + 1) * length))
+    orders = set()
+    for one in [*passes, keys(length, seed=6), range(length)]:
+        orders.add(tuple(key % length for key in one))
+    assert len(orders) == 6
+
+    for start in (0, 1, length - 1, length, 2 * length + 3):
+        assert keys(length, start) == straight[start : start + length]
+    shares = [keys(12, 0, rank, world) for rank in range(world)]  # batches of 3 a process
+    for i in range(0, 12, 3):
+        together = sorted(key for share in shares for key in share[i : i + 3])
+        assert together == sorted(keys(3 * world, i * world // world))
+    for rank, share in enumerate(shares):
+        assert keys(9, 3, rank, world) == share[3:]
