@@ -8,6 +8,8 @@ import colorsys
 import copy
 import dataclasses
 import functools
+import hashlib
+import http.server
 import itertools
 import json
 import math
@@ -17,6 +19,7 @@ import re
 import shutil
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,6 +47,7 @@ from scipy.spatial.transform import Rotation
 from torch import nn
 from torch.utils.data import DataLoader
 from torch.utils.flop_counter import FlopCounterMode
+from torchvision.models import get_model
 
 import mtcd
 from extras.arms import FORMS
@@ -1124,3 +1128,321 @@ def test_keys_shuffle_every_pass_resume_anywhere_and_are_shared_among_processes(
         assert together == sorted(keys(3 * world, i * world))
     for rank, share in enumerate(shares):
         assert keys(9, 3, rank, world) == share[3:]
+
+
+# ------------------------------------------------------------------------------------ 6. backbones
+def scatter_batch_norms(net):
+    """As new they are all alike, so a swapped name would not show."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.weight.uniform_(0.5, 1.5)
+            module.running_var.uniform_(0.5, 1.5)
+            module.bias.uniform_(-0.5, 0.5)
+            module.running_mean.uniform_(-0.5, 0.5)
+
+
+CLASSIFIERS = ("incre_modules.", "downsamp_modules.", "final_layer.", "classifier.", "fc.")
+
+
+@torch.no_grad()
+def assert_same_maps(name, reference, layers, run):
+    """Our encoder with the reference's weights gives what its layers give, on a small picture."""
+    scatter_batch_norms(reference)
+    reference = reference.double().eval()
+    state = reference.state_dict()
+    backbone = mtcd.build_backbone(name).double().eval()
+    ours = backbone.state_dict()
+    backbone.load_state_dict({key: state[key] for key in ours})
+    assert all(key in ours or key.startswith(CLASSIFIERS) for key in state)
+
+    maps = []
+    for layer in layers:
+        output = getattr(reference, layer)
+        output.register_forward_hook(
+            lambda module, x, y: maps.extend(y if isinstance(y, list) else [y])
+        )
+    x = torch.randn(1, 3, 64, 96, dtype=torch.float64)
+    run(x)
+    for a, b, channels in zip(backbone(x), maps, backbone.channels, strict=True):
+        assert a.shape[1] == channels
+        assert b.std() > 0.01
+        assert torch.allclose(a, b)
+
+
+TIMM_NAMES = {
+    "hrnet18s": "hrnet_w18_small_v2",
+    "hrnet18": "hrnet_w18",
+    "hrnet32": "hrnet_w32",
+    "hrnet48": "hrnet_w48",
+}
+
+
+@pytest.mark.parametrize("name", ["hrnet18s", "hrnet18"])
+def test_hrnet_equals_timms_for_the_same_weights(name):
+    reference = pytest.importorskip("timm").create_model(TIMM_NAMES[name])
+    reference.incre_modules = None  # of the classifier
+    assert_same_maps(name, reference, ["stage4"], reference.forward_features)
+
+
+@pytest.mark.parametrize("name", TIMM_NAMES)
+def test_hrnet_of_every_width_has_timms_arrays(name):
+    timm = pytest.importorskip("timm")
+    with torch.device("meta"):
+        reference = timm.create_model(TIMM_NAMES[name]).state_dict()
+        ours = mtcd.build_backbone(name).state_dict()
+    for key, array in ours.items():
+        assert reference.pop(key).shape == array.shape
+    assert all(key.startswith(CLASSIFIERS) for key in reference)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_resnet_equals_torchvisions_for_the_same_weights(name):
+    reference = get_model(name)
+    layers = ["layer1", "layer2", "layer3", "layer4"]
+    assert_same_maps(name, reference, layers, reference)
+
+
+def resnet18_state(seed=1):
+    torch.manual_seed(seed)
+    return mtcd.build_backbone("resnet18").state_dict()
+
+
+def assert_filled(state, file_content, folder):
+    path = folder / "w.pth"
+    torch.save(file_content, path)
+    target = mtcd.build_backbone("resnet18")
+    mtcd.load_pretrained(target, "resnet18", path)
+    for key, array in target.state_dict().items():
+        assert torch.equal(array, state[key]), key
+
+
+def test_pretrained_weights_of_any_usual_shape_fill_the_backbone(tmp_path):
+    state = resnet18_state()
+    assert_filled(state, state, tmp_path)
+
+    lightning = {f"module.backbone.{key}": array for key, array in state.items()}
+    assert_filled(state, {"state_dict": lightning}, tmp_path)
+
+    parallel = {f"module.{key}": array for key, array in state.items()}
+    assert_filled(state, {**parallel, "head.weight": torch.ones(2)}, tmp_path)
+
+    odd = {3: torch.ones(1), **state, 4: {"conv1.weight": 1}}
+    assert_filled(state, {"model": odd}, tmp_path)
+
+    counters = [key for key in state if key.endswith("num_batches_tracked")]
+    older = {key: array for key, array in state.items() if key not in counters}
+    assert_filled(state, older, tmp_path)
+
+
+def test_of_two_networks_in_a_file_the_first_in_the_alphabet_is_taken(tmp_path):
+    states = {name: resnet18_state(seed=ord(name)) for name in "kq"}
+    for names in ("kq", "qk"):
+        content = {}
+        for name in names:
+            for key, array in states[name].items():
+                content[f"encoder_{name}.{key}"] = array
+        assert_filled(states["k"], content, tmp_path)
+
+
+def test_timm_weights_fill_hrnet_and_another_width_names_what_is_there(tmp_path):
+    timm = pytest.importorskip("timm")
+    torch.save(timm.create_model("hrnet_w18_small_v2").state_dict(), tmp_path / "w.pth")
+    mtcd.load_pretrained(mtcd.build_backbone("hrnet18s"), "hrnet18s", tmp_path / "w.pth")
+    with pytest.raises(mtcd.UserError, match=r"does not fill \d+ arrays of hrnet32.*conv1.weight"):
+        mtcd.load_pretrained(mtcd.build_backbone("hrnet32"), "hrnet32", tmp_path / "w.pth")
+
+
+@pytest.fixture
+def server(tmp_path):
+    """A web server on 127.0.0.1 -> its address and the folder that it serves."""
+    folder = tmp_path / "served"
+    folder.mkdir()
+
+    class Handler(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+    handler = functools.partial(Handler, directory=folder)
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as running:
+        threading.Thread(target=running.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_port}/", folder
+        running.shutdown()
+
+
+@pytest.fixture
+def tiny_weights(server, tmp_path, monkeypatch):
+    """ImageNet weights for hrnet_tiny are "published": -> the file, the state, torch's cache."""
+    address, folder = server
+    torch.manual_seed(5)
+    state = mtcd.build_backbone("hrnet_tiny").state_dict()
+    torch.save(state, folder / "w")
+    digits = hashlib.sha256((folder / "w").read_bytes()).hexdigest()[:8]
+    path = (folder / "w").rename(folder / f"hrnet-{digits}.pth")
+    variant = dataclasses.replace(mtcd.HRNETS["hrnet_tiny"], weights=path.name)
+    monkeypatch.setitem(mtcd.HRNETS, "hrnet_tiny", variant)
+    monkeypatch.setattr(mtcd, "HRNET_WEIGHTS", address)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "cache"))
+    return path, state, tmp_path / "cache/hub/checkpoints"
+
+
+def test_imagenet_weights_are_fetched_once_and_fill_the_encoder(tiny_weights):
+    path, state, cache = tiny_weights
+    for _ in range(2):
+        target = mtcd.build_backbone("hrnet_tiny")
+        mtcd.load_pretrained(target, "hrnet_tiny", "imagenet")
+        for key, array in target.state_dict().items():
+            assert torch.equal(array, state[key]), key
+        path.unlink(missing_ok=True)  # the second time the copy serves
+    assert (cache / path.name).exists()
+
+
+@pytest.mark.parametrize("case", ["wrong checksum", "404"])
+def test_weights_that_cannot_be_fetched_are_one_line_with_address_and_folder(case, tiny_weights):
+    path, _, cache = tiny_weights
+    if case == "404":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes() + b"!")
+    with pytest.raises(mtcd.UserError) as caught:
+        mtcd.load_pretrained(mtcd.build_backbone("hrnet_tiny"), "hrnet_tiny", "imagenet")
+    text = str(caught.value)
+    assert "\n" not in text
+    assert f"get {mtcd.HRNET_WEIGHTS}{path.name} by other means" in text
+    assert f"put it into {cache}" in text
+    assert "--pretrained none" in text
+    assert ("404" if case == "404" else "invalid hash value") in text
+    assert not (cache / path.name).exists()
+
+
+def test_published_weights_have_the_benchmarks_addresses():
+    addresses = {}
+    for name, variant in mtcd.HRNETS.items():
+        if variant.weights:
+            addresses[name] = mtcd.HRNET_WEIGHTS + variant.weights
+    mirror = "https://download.openmmlab.com/pretrain/third_party/hrnetv2_w"
+    assert addresses == {
+        "hrnet18s": f"{mirror}18_small-b5a04e21.pth",
+        "hrnet18": f"{mirror}18-00eb2006.pth",
+        "hrnet32": f"{mirror}32-dc9eeb4f.pth",
+        "hrnet48": f"{mirror}48-d2186c55.pth",
+    }
+    with pytest.raises(mtcd.UserError, match="hrnet_tiny has no ImageNet weights"):
+        mtcd.load_pretrained(mtcd.build_backbone("hrnet_tiny"), "hrnet_tiny", "imagenet")
+
+
+# ---------------------------------------------------------------------------------------- 7. model
+@pytest.mark.parametrize("size", [(107, 75), (33, 5), (1, 9), (64, 96)])
+@pytest.mark.parametrize("name", ["hrnet18s", "resnet18"])
+@torch.no_grad()
+def test_network_takes_any_size(name, size):
+    tasks = {"semseg": 4, "depth": 1, "normal": 3}
+    net = mtcd.MultiTaskNet(tasks, name).eval()
+    x = torch.randn(2, 3, *size)
+    maps = net.backbone(x)
+    assert len(maps) == 4
+    for level, (m, channels) in enumerate(zip(maps, net.backbone.channels)):
+        stride = 4 * 2**level
+        assert m.shape == (2, channels, math.ceil(size[0] / stride), math.ceil(size[1] / stride))
+    for feature in net.features(x).values():
+        assert feature.shape == (2, net.channels, math.ceil(size[0] / 4), math.ceil(size[1] / 4))
+    shapes = {task: tuple(p.shape) for task, p in net(x).items()}
+    assert shapes == {task: (2, channels, *size) for task, channels in tasks.items()}
+
+
+def test_heads_have_the_protocols_width():
+    net = mtcd.MultiTaskNet({"depth": 1}, "hrnet18s")
+    assert net.channels == (18 + 36 + 72 + 144) // 4
+    assert all(isinstance(lateral, nn.Identity) for lateral in net.laterals)
+    with torch.device("meta"):
+        widest = mtcd.MultiTaskNet({"depth": 1}, "hrnet48")
+        wider = mtcd.MultiTaskNet({"depth": 1}, Pyramid([48, 96, 192, 385]))
+    assert widest.channels == (48 + 96 + 192 + 384) // 4
+    assert wider.channels == 4 * 128 // 4
+
+
+class Pyramid(nn.Module):
+    """An encoder of one's own: averages at strides 4, 8 ..., as many channels as asked for."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.channels = channels
+        self.mixers = nn.ModuleList(nn.Conv2d(3, width, 1) for width in channels)
+
+    def forward(self, x):
+        return [mix(F.avg_pool2d(x, 4 << i)) for i, mix in enumerate(self.mixers)]
+
+
+def test_a_network_takes_an_encoder_of_ones_own():
+    net = mtcd.MultiTaskNet({"depth": 1, "semseg": 5}, Pyramid([8, 12, 20]))
+    assert net.channels == 10
+    predictions = net(torch.randn(1, 3, 32, 48))
+    assert predictions["semseg"].shape == (1, 5, 32, 48)
+    predictions["depth"].sum().backward()
+    assert net.backbone.mixers[2].weight.grad.any()
+
+
+class TimmFeatures(nn.Module):
+    """README's example: any feature extractor of timm."""
+
+    def __init__(self, name):
+        super().__init__()
+        timm = pytest.importorskip("timm")
+        self.net = timm.create_model(name, features_only=True, out_indices=(1, 2, 3, 4))
+        self.channels = self.net.feature_info.channels()
+
+    def forward(self, x):
+        return self.net(x)
+
+
+def test_a_run_with_timms_efficientnet_lite0_trains_and_its_network_loads(toy_file, tmp_path):
+    arguments = [str(a) for a in quick(toy_file, tmp_path, "--tasks", "semseg", "depth")]
+    args = mtcd.build_parser().parse_args(arguments)
+    args.backbone = "lite0"
+    args.pretrained = "none"
+    mtcd.run_training(args, CPU, backbone=TimmFeatures("tf_efficientnet_lite0"))
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["backbone"] == "lite0"
+
+    other = TimmFeatures("tf_efficientnet_lite0")
+    net, _, _ = mtcd.load_network(tmp_path / "last.pt", CPU, other)
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)["model"]
+    assert torch.equal(net.backbone.net.conv_stem.weight, saved["backbone.net.conv_stem.weight"])
+
+
+def test_maps_of_all_strides_are_resized_bilinearly_so_a_slope_stays_a_slope():
+    net = mtcd.MultiTaskNet({"depth": 1}, "hrnet_tiny")
+
+    def slopes(_):
+        maps = []
+        for k in range(4):
+            size = 64 >> k
+            maps.append(2.0**k * torch.arange(size).expand(1, 1, size, -1))
+        return maps
+
+    net.backbone.forward = slopes
+    net.heads = nn.ModuleDict({"depth": nn.Identity()})
+    net.predictors = nn.ModuleDict({"depth": nn.Identity()})
+    steps = net(torch.zeros(1, 3, 256, 256))["depth"][..., 20:-20].diff()  # the rims are flat
+    assert steps.shape[1] == 4
+    assert torch.allclose(steps, torch.tensor(0.25))
+
+
+def test_postprocess_gives_labels_metres_unit_vectors_and_probabilities():
+    x = torch.randn(2, 5, 3, 4)
+    label = mtcd.postprocess("semseg", x)
+    for b, i, j in np.ndindex(2, 3, 4):
+        scores = x[b, :, i, j].tolist()
+        assert scores.index(max(scores)) == label[b, i, j]
+
+    depth = mtcd.postprocess("depth", x[:, :1])
+    assert depth.min() == 0
+    assert torch.equal(depth[depth > 0], x[:, :1][x[:, :1] > 0])
+
+    normal = mtcd.postprocess("normal", x[:, :3])
+    for b, i, j in np.ndindex(2, 3, 4):
+        vector = x[b, :3, i, j]
+        assert torch.allclose(normal[b, :, i, j] * math.hypot(*vector.tolist()), vector)
+
+    for task in ("saliency", "boundary"):
+        probability = mtcd.postprocess(task, x[:, :1])
+        assert torch.allclose(probability, 1 / (1 + (-x[:, 0]).exp()))
