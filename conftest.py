@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -170,3 +171,23 @@ def wait_for(path, *processes):
     while not path.exists():
         assert all(process.is_alive() for process in processes), [end(p) for p in processes]
         time.sleep(0.02)
+
+
+def start_two(start, *arguments, before=(None, None)):
+    """Ranks 0 and 1 of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in ("0", "1"):
+        process = start(
+            *arguments,
+            before=before[int(rank)],
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        processes.append(process)
+    return processes

@@ -6,6 +6,7 @@ Kills, damage and bad use: extras/test_safety.py. The data made here needs nothi
 
 import colorsys
 import copy
+import csv
 import dataclasses
 import functools
 import hashlib
@@ -22,6 +23,7 @@ import sys
 import threading
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import h5py
 import numpy as np
@@ -36,16 +38,18 @@ from conftest import (
     IGNORED,
     METRICS,
     TASKS,
+    end,
     files,
     main,
     quick,
     random_sample,
+    start_two,
     write_file,
 )
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 from torch import nn
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model
 
@@ -1446,3 +1450,347 @@ def test_postprocess_gives_labels_metres_unit_vectors_and_probabilities():
     for task in ("saliency", "boundary"):
         probability = mtcd.postprocess(task, x[:, :1])
         assert torch.allclose(probability, 1 / (1 + (-x[:, 0]).exp()))
+
+
+# ------------------------------------------------------------------------------------- 8. training
+WEIGHTS = {"semseg": 1, "parsing": 2, "saliency": 5, "depth": 1, "normal": 10, "boundary": 50}
+
+
+def test_two_steps_equal_the_papers_formulas(toy_file, tmp_path):
+    """The loss, SGD with momentum and decay, and the schedule, written out."""
+    more = ("--iters", 2, "--seed", 3, "--lr", 0.05, "--contrast", 0.7)
+    assert main(*quick(toy_file, tmp_path, "--tasks", *TASKS, *more)) == 0
+    saved = torch.load(tmp_path / "last.pt", weights_only=True)
+    tasks = saved["config"]["tasks"]
+
+    torch.manual_seed(3)
+    net = mtcd.MultiTaskNet(saved["config"]["channels"], "hrnet_tiny")
+    contrast = mtcd.CrossTaskContrast(tasks, net.channels)
+    parameters = [*net.parameters(), *contrast.parameters()]
+    velocity = {}
+
+    dataset = mtcd.DenseTasks(toy_file, "train", tasks, augment=True, seed=3)
+    keys = list(itertools.islice(mtcd.endless_keys(10, 3, 0), 4))
+    for iteration in (1, 2):
+        samples = [dataset[key] for key in keys[2 * iteration - 2 : 2 * iteration]]
+        images, labels = mtcd.to_device(default_collate(samples), CPU)
+        torch.manual_seed(3 * 2**32 + iteration)
+        features = net.features(images)
+        loss = 0.7 * contrast(features, labels)
+        for task, prediction in net.predict(features, (64, 96)).items():
+            arguments = [prediction, labels[task]]
+            if task == "boundary":
+                arguments.append(0.8)
+            loss = loss + WEIGHTS[task] * mtcd.TASKS[task].loss(*arguments)
+
+        lr = 0.05 * (1 - (iteration - 1) / 2) ** 0.9
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        with torch.no_grad():
+            for i, (parameter, gradient) in enumerate(zip(parameters, gradients)):
+                if gradient is not None:  # of a projector that was not drawn there is none
+                    step = gradient + 5e-4 * parameter
+                    velocity[i] = step + 0.9 * velocity.get(i, 0)
+                    parameter -= lr * velocity[i]
+
+    for part, module in (("model", net), ("contrast", contrast)):
+        for name, array in module.state_dict().items():
+            assert torch.allclose(saved[part][name], array, rtol=1e-3, atol=1e-4), name
+
+
+def test_a_runs_folder_is_as_readme_says(trained):
+    names = {"config.json", "log.csv", "last.pt", "metrics.json", "preview.png"}
+    assert set(os.listdir(trained)) == names
+    text = (trained / "metrics.json").read_text()
+    metrics = json.loads(text, parse_constant=pytest.fail)  # NaN is not JSON
+    config = json.loads((trained / "config.json").read_text())
+    assert sorted(metrics) == sorted(config["tasks"]) == sorted(TASKS)
+    for task, values in metrics.items():
+        assert list(values) == [METRICS[task]]
+        assert 0 <= values[METRICS[task]] <= 180 or task == "depth"
+
+    with (trained / "log.csv").open() as file:
+        row = list(csv.DictReader(file))[-1]
+    assert set(row) == {*TASKS, "iteration", "contrast", "share_of_chance", "lr", "images_per_s"}
+    assert all(math.isfinite(float(value)) for value in row.values())
+    assert row["iteration"] == "1"
+    assert float(row["lr"]) == mtcd.PROTOCOLS["toy"].lr
+
+
+def test_log_holds_the_means_since_the_row_before(toy_file, tmp_path, monkeypatch):
+    """Every 10 iterations and at the end; the losses here are 1, 2, 3 ..."""
+    number = itertools.count(1)
+
+    def counting_loss(prediction, label):
+        return 0 * prediction.sum() + next(number)
+
+    row = dataclasses.replace(mtcd.TASKS["depth"], loss=counting_loss)
+    monkeypatch.setitem(mtcd.TASKS, "depth", row)
+    assert main(*quick(toy_file, tmp_path, "--iters", 24, "--lr", 0.01)) == 0
+    log = np.genfromtxt(tmp_path / "log.csv", delimiter=",", names=True)
+    iterations = log["iteration"].astype(int).tolist()
+    assert {10, 20, 24} <= set(iterations)
+    before = 0
+    for iteration, mean in zip(iterations, log["depth"]):
+        assert mean == pytest.approx((before + 1 + iteration) / 2)
+        before = iteration
+    expected = 0.01 * (1 - (log["iteration"] - 1) / 24) ** 0.9
+    assert np.allclose(log["lr"], expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--backbone", "resnet18", "--batch-size", 1),
+        ("--contrast", 0),
+        ("--amp", "--tasks", *TASKS),
+    ],
+)
+def test_short_runs_of_other_settings_end_well(arguments, toy_file, tmp_path):
+    assert main(*quick(toy_file, tmp_path, *arguments)) == 0
+    values = json.loads((tmp_path / "metrics.json").read_text())["depth"]
+    assert 0 < values["RMSE"] < 100
+    (tmp_path / "last.pt").unlink()
+
+
+@pytest.mark.parametrize(
+    "dataset, shape, sizes",
+    [
+        ("nyud", (53, 70), [(53, 70)] * 3),
+        ("pascal", (64, 64), [(64, 41), (47, 64), (33, 35)]),
+    ],
+)
+def test_benchmark_files_train_and_evaluate(dataset, shape, sizes, tmp_path):
+    tasks = mtcd.PROTOCOLS[dataset].tasks
+    rng = np.random.default_rng(0)
+    samples = [random_sample(rng, size, tasks) for size in sizes]
+    if dataset == "pascal":
+        samples[1]["parsing"][:] = 255  # nobody in this picture
+    data = write_file(tmp_path / "x.h5", dataset, shape, {"train": samples, "val": samples})
+    more = ("--dataset", dataset, "--backbone", "hrnet_tiny", "--tasks", *tasks)
+    assert main(*quick(data, tmp_path / "run", *more)) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert list(metrics) == list(tasks)
+    for task, values in metrics.items():
+        assert 0 <= values[METRICS[task]] <= 180
+
+
+def test_same_seed_gives_identical_results_another_seed_or_no_regulariser_others(
+    toy_file, tmp_path
+):
+    texts = {}
+    for name, *choice in (("a",), ("b",), ("c", "--seed", 1), ("d", "--contrast", 0)):
+        more = ("--tasks", "semseg", "depth", "normal", "--iters", 2, *choice)
+        assert main(*quick(toy_file, tmp_path / name, *more)) == 0
+        texts[name] = (tmp_path / name / "metrics.json").read_text()
+    assert texts["a"] == texts["b"]
+    assert len({texts["a"], texts["c"], texts["d"]}) == 3
+
+
+def test_regulariser_changes_neither_start_nor_batches_and_costs_nothing_after(toy_file, tmp_path):
+    """At a learning rate of 1e-30 weights stay, and batch norm's statistics tell the batches."""
+    states = []
+    flops = []
+    for weight in ("0", "1"):
+        more = ("--tasks", *TASKS, "--contrast", weight, "--lr", 1e-30, "--iters", 3)
+        assert main(*quick(toy_file, tmp_path / weight, *more)) == 0
+        net, _, contrast = mtcd.load_network(tmp_path / weight / "last.pt", CPU)
+        assert bool(contrast) == (weight == "1")
+        states.append(net.state_dict())
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            net.eval()(torch.randn(1, 3, 64, 96))
+        flops.append(counter.get_total_flops())
+    assert states[0].keys() == states[1].keys()
+    for name, array in states[0].items():
+        assert torch.allclose(array, states[1][name], rtol=1e-6, atol=1e-20), name
+    assert flops[0] == flops[1] > 0
+    log = np.genfromtxt(tmp_path / "1/log.csv", delimiter=",", names=True)
+    assert log["contrast"][-1] > 0
+
+
+def test_time_left_follows_from_the_mean_speed_of_the_run(toy_file, tmp_path, capsys, monkeypatch):
+    """Tens of slow steps, 60 s, and of fast ones, 1 s, take turns."""
+    clock = [0.0]
+    ends = []
+    step = torch.optim.SGD.step
+
+    def now():
+        clock[0] += 1e-3
+        return clock[0]
+
+    def slow_and_fast(self, *arguments):
+        clock[0] += 60 if len(ends) // 10 % 2 == 0 else 1
+        ends.append(clock[0])
+        return step(self, *arguments)
+
+    monkeypatch.setattr(mtcd.time, "monotonic", now)
+    monkeypatch.setattr(torch.optim.SGD, "step", slow_and_fast)
+    assert main(*quick(toy_file, tmp_path, "--iters", 60, "--batch-size", 1)) == 0
+    out = capsys.readouterr().out
+    told = re.findall(r"^ *(\d+)/60 .* (\d+):(\d\d):(\d\d)$", out, re.MULTILINE)
+    assert len(told) >= 5
+    for row in told:
+        done, hours, minutes, seconds = map(int, row)
+        left = 3600 * hours + 60 * minutes + seconds
+        assert left == pytest.approx(ends[done - 1] / done * (60 - done), abs=1)
+
+
+def test_lines_on_the_terminal_have_a_header_and_at_most_100_columns(capsys):
+    run = SimpleNamespace(config={"iters": 40_000, "tasks": list(TASKS)}, lines=0)
+    row = {**dict.fromkeys(TASKS, 12.34567), "contrast": 3.5, "share_of_chance": 0.9}
+    row.update(lr=0.01, images_per_s=123.456)
+    for iteration in range(39_001, 39_031):
+        mtcd.SafeRun.print_row(run, iteration, row, 100_000)
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 30 + 2
+    assert lines[0] == lines[21]
+    assert {len(line) for line in lines} == {len(lines[0])}
+    assert len(lines[0]) <= 100
+    assert lines[0].split()[:2] == ["iteration", "semseg"]
+    assert lines[1].split()[:2] == ["39001/40000", "12.346"]
+    assert lines[1].split()[-1] == "27:46:40"
+
+
+def in_processes(world, job, folder, *arguments):
+    """job(rank, world, folder, *arguments) in `world` connected processes, or in this one alone."""
+    if world == 1:
+        job(0, 1, folder, *arguments)
+    else:
+        everything = (world, job, folder, *arguments)
+        mp.start_processes(connected, everything, world, start_method="fork")
+
+
+def connected(rank, world, job, folder, *arguments):
+    meeting = f"file://{folder}/meet{world}"
+    dist.init_process_group("gloo", init_method=meeting, rank=rank, world_size=world)
+    job(rank, world, folder, *arguments)
+    dist.destroy_process_group()
+
+
+def seeded_net(dataset):
+    torch.manual_seed(3)
+    channels = {}
+    for task in dataset.tasks:
+        channels[task] = mtcd.TASKS[task].channels or dataset.num_classes[task]
+    return mtcd.MultiTaskNet(channels, "hrnet_tiny")
+
+
+def save_gradients(rank, world, folder, path):
+    """Of this process's share of a batch of 4, batch norm frozen."""
+    dataset = mtcd.DenseTasks(path, "train", TASKS, augment=True)
+    objective = mtcd.Objective(seeded_net(dataset), None, mtcd.PROTOCOLS["toy"]).eval()
+    parallel = objective
+    if world > 1:
+        parallel = nn.parallel.DistributedDataParallel(objective)
+    samples = [dataset[i] for i in range(rank, 4, world)]
+    losses, _ = parallel(*mtcd.to_device(default_collate(samples), CPU))
+    sum(WEIGHTS[task] * loss for task, loss in losses.items()).backward()
+    if rank == 0:
+        gradients = {name: p.grad for name, p in objective.named_parameters()}
+        torch.save(gradients, f"{folder}/gradients{world}.pt")
+
+
+def test_gradients_of_two_processes_are_those_of_one_on_the_whole_batch(toy_file, tmp_path):
+    """Augmented: the shares have unequal numbers of valid pixels."""
+    for world in (1, 2):
+        in_processes(world, save_gradients, tmp_path, toy_file)
+    one = torch.load(tmp_path / "gradients1.pt")
+    two = torch.load(tmp_path / "gradients2.pt")
+    for name, gradient in one.items():
+        scale = max(1, gradient.abs().max())
+        assert (two[name] - gradient).abs().max() <= 1e-5 * scale, name  # float32
+
+
+def write_stdout_to(path):
+    os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), 1)
+
+
+def test_two_processes_train_and_only_the_first_prints(toy_file, tmp_path, start):
+    logs = [tmp_path / "0.txt", tmp_path / "1.txt"]
+    before = [functools.partial(write_stdout_to, path) for path in logs]
+    more = ("--tasks", "semseg", "depth", "normal", "--iters", 3, "--batch-size", 4)
+    processes = start_two(start, *quick(toy_file, tmp_path / "run", *more), before=before)
+    assert [end(process) for process in processes] == [(0, []), (0, [])]
+    assert logs[0].read_text().count("RMSE") == 1
+    assert logs[1].read_text() == ""
+    assert (tmp_path / "run/metrics.json").exists()
+
+
+# ----------------------------------------------------------------------------------- 9. evaluation
+def test_reported_rmse_is_that_of_all_pixels_of_the_val_split_and_eval_repeats_it(
+    toy_file, tmp_path, capsys
+):
+    """Five images, a batch of two: none may be missed or count twice."""
+    assert main(*quick(toy_file, tmp_path, "--iters", 3)) == 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    net = mtcd.MultiTaskNet({"depth": 1}, "hrnet_tiny").eval()
+    net.load_state_dict(torch.load(tmp_path / "last.pt", weights_only=True)["model"])
+    with h5py.File(toy_file) as file, torch.inference_mode():
+        image = (file["val/image"][:] / 255 - (0.485, 0.456, 0.406)) / (0.229, 0.224, 0.225)
+        depth = net(torch.from_numpy(image).float().permute(0, 3, 1, 2))["depth"][:, 0]
+        error = depth.double().numpy().clip(0) - file["val/depth"][:]
+        expected = np.sqrt(np.mean(error**2))
+    assert metrics["depth"]["RMSE"] == pytest.approx(expected, rel=1e-4)
+    assert f"depth    RMSE {expected:7.4f} m" in capsys.readouterr().out
+
+    out = tmp_path / "again"
+    arguments = ("--eval", "--checkpoint", tmp_path / "last.pt", "--workers", 0, "--out", out)
+    assert main(*arguments) == 0
+    assert json.loads((out / "metrics.json").read_text()) == metrics
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("ruined", TASKS)
+def test_predictions_that_are_not_finite_are_refused_by_task_and_image(ruined, value, toy_file):
+    dataset = mtcd.DenseTasks(toy_file, "val", TASKS)
+    net = seeded_net(dataset)
+    forward = net.forward
+    number = itertools.count()
+
+    def third_ruined(image):
+        predictions = forward(image)
+        if next(number) == 2:
+            predictions[ruined][0, -1, 7, 9] = value
+        return predictions
+
+    net.forward = third_ruined
+    with pytest.raises(mtcd.UserError, match=f"{ruined} prediction of val image 2 "):
+        mtcd.evaluate(net, dataset, CPU)
+
+
+def save_figures(rank, world, folder, path):
+    dataset = mtcd.DenseTasks(path, "val", TASKS)
+    metrics, _ = mtcd.evaluate(seeded_net(dataset), dataset, CPU)
+    if rank == 0:
+        (folder / f"figures{world}.json").write_text(json.dumps(metrics))
+
+
+def test_figures_do_not_depend_on_the_number_of_processes(toy_file, tmp_path):
+    found = []
+    for world in (1, 2, 3):  # five images: unequal shares
+        in_processes(world, save_figures, tmp_path, toy_file)
+        metrics = json.loads((tmp_path / f"figures{world}.json").read_text())
+        found.append({task: values[METRICS[task]] for task, values in metrics.items()})
+    assert found[1] == pytest.approx(found[0], rel=1e-9)
+    assert found[2] == pytest.approx(found[0], rel=1e-9)
+
+
+def test_a_split_without_any_label_has_no_figures(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "0")  # as some schedulers do; without torchrun it means nothing
+    sample = random_sample(np.random.default_rng(0), (64, 96))
+    empty = {name: np.full_like(label, IGNORED[name]) for name, label in sample.items()}
+    splits = {"train": [sample] * 2, "val": [{**empty, "image": sample["image"]}]}
+    path = write_file(tmp_path / "t.h5", "toy", (64, 96), splits)
+    assert main(*quick(path, tmp_path / "run", "--tasks", *TASKS)) == 0
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics == {task: {METRICS[task]: None} for task in metrics}
+    assert set(metrics) == set(TASKS)
+    assert "nan" not in capsys.readouterr().out
+
+
+def test_figures_are_written_before_the_picture_that_may_fail(toy_file, tmp_path, monkeypatch):
+    def fail(*_):
+        raise ValueError("no picture")
+
+    monkeypatch.setattr(mtcd, "draw_preview", fail)
+    assert main(*quick(toy_file, tmp_path)) == 2
+    assert json.loads((tmp_path / "metrics.json").read_text())["depth"]["RMSE"] > 0
