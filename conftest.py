@@ -77,8 +77,8 @@ def random_sample(rng, shape, tasks=TASKS):
     }
     for task, classes in CLASSES.items():
         sample[task] = rng.integers(0, classes, shape)
-    for task in sample:
-        sample[task][:5, :5] = IGNORED[task]
+    for task, label in sample.items():
+        label[:5, :5] = IGNORED[task]
     image = rng.integers(0, 256, (*shape, 3))
     return {"image": image, **{task: sample[task] for task in tasks}}
 

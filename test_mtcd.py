@@ -17,6 +17,7 @@ import math
 import os
 import pickle
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -32,20 +33,6 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 import torch.nn.functional as F
-from conftest import (
-    CLASSES,
-    CPU,
-    IGNORED,
-    METRICS,
-    TASKS,
-    end,
-    files,
-    main,
-    quick,
-    random_sample,
-    start_two,
-    write_file,
-)
 from scipy import ndimage, stats
 from scipy.spatial.transform import Rotation
 from torch import nn
@@ -53,7 +40,23 @@ from torch.utils.data import DataLoader, default_collate
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision.models import get_model
 
+import data_prep
 import mtcd
+from conftest import (
+    CLASSES,
+    CPU,
+    IGNORED,
+    METRICS,
+    TASKS,
+    end,
+    error_line,
+    files,
+    main,
+    quick,
+    random_sample,
+    start_two,
+    write_file,
+)
 from extras.arms import FORMS
 
 
@@ -1794,3 +1797,254 @@ def test_figures_are_written_before_the_picture_that_may_fail(toy_file, tmp_path
     monkeypatch.setattr(mtcd, "draw_preview", fail)
     assert main(*quick(toy_file, tmp_path)) == 2
     assert json.loads((tmp_path / "metrics.json").read_text())["depth"]["RMSE"] > 0
+
+
+# -------------------------------------------------------------------------------- 11. command line
+@pytest.mark.parametrize(
+    "arguments, told",
+    [
+        (["--contrast", "-1"], r"--contrast: -1 is not a number of 0 or more; see --help"),
+        (["--contrast", "x"], r"--contrast: x is not a number of 0 or more"),
+        (["--iters", "0"], r"--iters: 0 is not a whole number of 1 or more"),
+        (["--iters", "2.5"], r"--iters: 2.5 is not a whole number"),
+        (["--batch-size", "0"], r"--batch-size: 0 is not a whole number of 1 or more"),
+        (["--workers", "-1"], r"--workers: -1 is not a whole number of 0 or more"),
+        (["--lr", "nan"], r"--lr: nan is not a number of 0 or more"),
+        (["--lr", "inf"], r"--lr: inf is not"),
+        (["--seed", "-1"], r"--seed: -1 is not a whole number of 0 or more, below 2147483648"),
+        (["--seed", "2147483648"], r"--seed: 2147483648 is not a whole number .*below 2147483648"),
+        (["--tasks", "colour"], "colour.*semseg"),
+        (["--backbone", "vgg"], "vgg.*resnet18"),
+        (["--frobnicate"], "frobnicate"),
+        (["--device", "abacus"], "--device abacus cannot be used"),
+        (["--device", "meta"], "meta.*only cpu and cuda"),
+        (["--eval"], "--eval needs --checkpoint FILE"),
+        (["--dataset", "nyud", "--tasks", "parsing"], "nyud has labels of semseg depth normal"),
+        (
+            ["--dataset", "nyud", "--data", "{tmp}/none.h5"],
+            r"none.h5 is not there.*data_prep.py nyud",
+        ),
+        (["--dataset", "pascal", "--data", "{toy}"], "toy.h5 holds toy, not pascal: --dataset toy"),
+        (["--data", "{tmp}/text"], "text cannot be opened as a data file"),
+        (["--data", "{toy}", "--pretrained", "{tmp}/none.pth"], r"none\.pth cannot be loaded"),
+        (["--data", "{toy}", "--pretrained", "imagenet"], "hrnet_tiny has no ImageNet weights"),
+        (["--eval", "--checkpoint", "{tmp}/none.pt"], r"none\.pt cannot be loaded as weights"),
+        (
+            ["--eval", "--checkpoint", "{run}", "--data", "{tmp}/no/x.h5", "--iters", "5"],
+            "--iters has",
+        ),
+        (
+            ["--eval", "--checkpoint", "{run}", "--tasks", "depth"],
+            "--tasks has no effect with --eval",
+        ),
+        (["--eval", "--checkpoint", "{run}", "--resume"], "--resume has no effect with --eval"),
+    ],
+)
+def test_bad_use_is_one_line_that_says_what_is_allowed(
+    arguments, told, toy_file, trained, tmp_path, capsys
+):
+    (tmp_path / "text").write_text("not a file of ours")
+    places = {"tmp": tmp_path, "toy": toy_file, "run": trained / "last.pt"}
+    arguments = [argument.format(**places) for argument in arguments]
+    assert main("--out", tmp_path / "run", *arguments) == 2
+    error = error_line(capsys)
+    assert error.startswith("mtcd.py: ")
+    assert re.search(told, error)
+    assert {path.name for path in files(tmp_path)} <= {"text", "config.json"}
+
+
+@pytest.mark.parametrize(
+    "dataset, backbone, expected",
+    [
+        ("nyud", None, "imagenet"),
+        ("pascal", None, "imagenet"),
+        ("nyud", "resnet18", "imagenet"),
+        ("nyud", "hrnet_tiny", "none"),
+        ("toy", None, "none"),
+        ("toy", "resnet18", "none"),
+    ],
+)
+def test_benchmarks_start_from_imagenet_and_the_toy_from_nothing(
+    dataset, backbone, expected, tmp_path
+):
+    sample = random_sample(np.random.default_rng(0), (20, 30))
+    path = write_file(tmp_path / "x.h5", dataset, (20, 30), {"train": [sample], "val": [sample]})
+    arguments = ["--dataset", dataset, "--data", str(path)]
+    if backbone:
+        arguments += ["--backbone", backbone]
+    args = mtcd.build_parser().parse_args(arguments)
+    config = mtcd.run_config(args)
+    protocol = mtcd.PROTOCOLS[dataset]
+    assert config["pretrained"] == expected
+    assert config["tasks"] == list(protocol.tasks)
+    assert config["backbone"] == (backbone or protocol.backbone)
+    assert (config["iters"], config["lr"]) == (protocol.iters, protocol.lr)
+    assert config["contrast"] == protocol.contrast
+    assert config["size"] == [20, 30]
+    assert args.out.startswith(f"runs/{dataset}-{config['backbone']}-contrast")
+
+
+def test_first_line_of_a_run_says_what_is_trained_and_from_which_start(toy_file, tmp_path, capsys):
+    torch.save(mtcd.build_backbone("hrnet_tiny").state_dict(), tmp_path / "w.pth")
+    more = ("--pretrained", tmp_path / "w.pth", "--contrast", 0.5)
+    assert main(*quick(toy_file, tmp_path / "run", *more)) == 0
+    first = capsys.readouterr().out.splitlines()[0]
+    assert first == (
+        f"{tmp_path}/run: depth; hrnet_tiny, {tmp_path}/w.pth weights; lambda 0.5; "
+        "1 iterations of 2 on cpu"
+    )
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert config["pretrained"] == str(tmp_path / "w.pth")
+
+
+@pytest.mark.parametrize("given", [(), ("--contrast", "0")])
+def test_what_to_type_next_is_the_other_arm_and_the_table_of_both(
+    given, toy_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    short = ("--data", toy_file, "--iters", 1, "--batch-size", 2, "--workers", 0)
+    assert main(*short, "--tasks", "depth", "semseg", *given) == 0
+    lines = capsys.readouterr().out.splitlines()
+    other, table = (shlex.split(line) for line in lines[-2:])
+    assert other[:2] == ["python", "mtcd.py"]
+    assert mtcd.main(other[2:]) == 0
+
+    assert table[:3] == ["python", "-m", "extras.compare"]
+    weights = []
+    for folder in table[3:]:
+        weights.append(json.loads(Path(folder, "config.json").read_text())["contrast"])
+    assert weights == [0, mtcd.PROTOCOLS["toy"].contrast]  # the baseline first
+
+
+def test_a_single_task_or_a_folder_of_ones_own_has_no_other_arm(
+    toy_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    short = ("--data", toy_file, "--iters", 1, "--batch-size", 2, "--workers", 0)
+    assert main(*short, "--tasks", "depth") == 0
+    assert main(*short, "--tasks", "depth", "semseg", "--out", "mine") == 0
+    assert "other arm" not in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("case", ["other data", "unfinished", "out"])
+def test_eval_leaves_the_figures_of_the_run_alone(case, trained, tmp_path):
+    home = Path(shutil.copytree(trained, tmp_path / "home"))
+    config = json.loads((home / "config.json").read_text())
+    more = ()
+    data = config["data"]
+    if case == "other data":
+        data = str(tmp_path / "other.h5")
+        data_prep.make_toy(data, train=1, val=2, height=64, width=96, seed=7)
+        more = ("--data", data)
+        folder = home / "eval-other-1"
+    elif case == "out":
+        folder = tmp_path / "elsewhere"
+        more = ("--out", folder)
+    else:
+        saved = torch.load(home / "last.pt", weights_only=True)
+        saved["config"]["iters"] = 9
+        torch.save(saved, home / "last.pt")
+        folder = home / "eval-toy-1"
+    before = files(home)
+    assert main("--eval", "--checkpoint", home / "last.pt", "--workers", 0, *more) == 0
+    assert before.items() <= files(home).items()
+    assert set(os.listdir(folder)) == {"config.json", "metrics.json", "preview.png"}
+    written = json.loads((folder / "config.json").read_text())
+    assert written["data"] == data
+    figures = json.loads((folder / "metrics.json").read_text())
+    same = figures == json.loads((trained / "metrics.json").read_text())
+    assert same == (case != "other data")
+
+
+def test_eval_of_a_finished_run_gives_its_figures_but_not_into_another_runs_folder(
+    trained, tmp_path, capsys
+):
+    home = Path(shutil.copytree(trained, tmp_path / "home"))
+    (home / "metrics.json").unlink()
+    before = files(trained)
+    assert main("--eval", "--checkpoint", home / "last.pt", "--out", trained) == 2
+    assert "holds another run; choose another --out" in error_line(capsys)
+    assert files(trained) == before
+    assert main("--eval", "--checkpoint", home / "last.pt", "--workers", 0) == 0
+    assert (home / "metrics.json").read_text() == (trained / "metrics.json").read_text()
+
+
+def test_eval_refuses_data_of_other_classes(trained, toy_file, tmp_path, capsys):
+    data = Path(shutil.copy(toy_file, tmp_path / "x.h5"))
+    with h5py.File(data, "r+") as file:
+        names = list(file.attrs["semseg_classes"])
+        file.attrs["semseg_classes"] = names[::-1]
+    assert main("--eval", "--checkpoint", trained / "last.pt", "--data", data) == 2
+    assert "x.h5 (toy) has other classes than the network" in error_line(capsys)
+
+
+def test_missing_data_names_one_command(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("nyud", "pascal"):
+        with pytest.raises(mtcd.UserError) as caught:
+            mtcd.find_data(name, None)
+        command = f"python data_prep.py {name} --download"
+        assert str(caught.value) == f"data/{name}.h5 is not there; make it: {command}"
+        with pytest.raises(mtcd.UserError, match=f"{command} --out else/x.h5$"):
+            mtcd.find_data(name, "else/x.h5")
+
+
+def test_a_missing_toy_file_is_rendered(tmp_path, monkeypatch):
+    small = functools.partial(data_prep.make_toy, train=2, val=1, height=64, width=96)
+    monkeypatch.setattr(data_prep, "make_toy", small)
+    path = tmp_path / "new/toy.h5"
+    assert main(*quick(path, tmp_path / "run")) == 0
+    assert len(mtcd.DenseTasks(path, "train", ["depth"])) == 2
+
+
+ALONE = """
+import os, signal, sys
+import mtcd
+
+options = ["--device", "cpu", "--workers", "0"]
+run = [*options, "--data", "data.h5", "--out", "run", "--batch-size", "2", "--iters", "3"]
+counted = []
+to_device = mtcd.to_device
+
+def interrupted(*arguments):
+    counted.append(1)
+    if len(counted) == 2:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return to_device(*arguments)
+
+mtcd.to_device = interrupted
+for arguments in (
+    run,
+    [*run, "--resume"],
+    [*options, "--eval", "--checkpoint", "run/last.pt", "--out", "again"],
+    [*options, "--data", "none.h5"],
+):
+    print("status", mtcd.main(arguments), flush=True)
+"""
+
+
+def test_the_file_runs_alone_and_says_what_is_missing(toy_file, tmp_path):
+    """Copied into an empty folder beside a data file: it trains, resumes, evaluates."""
+    shutil.copy(mtcd.__file__, tmp_path)
+    shutil.copy(toy_file, tmp_path / "data.h5")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    environment.pop("PYTHONPATH", None)
+    done = subprocess.run(
+        [sys.executable, "-c", ALONE],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert re.findall(r"^status (\d)$", done.stdout, re.MULTILINE) == ["2", "0", "0", "2"]
+    stopped, missing = done.stderr.splitlines()
+    assert stopped == "mtcd.py: stopped; --resume goes on from iteration 2 of run"
+    assert missing == "mtcd.py: none.h5 is not there, nor is data_prep.py, which renders it"
+    assert done.stdout.count("no odsF: extras/odsf.py is not beside mtcd.py") == 2
+    assert done.stdout.count("no preview.png: extras/pictures.py is not beside mtcd.py") == 2
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["boundary"] == {"odsF": None}
+    assert metrics["depth"]["RMSE"] > 0
+    assert json.loads((tmp_path / "again/metrics.json").read_text()) == metrics
+    assert set(os.listdir(tmp_path / "again")) == {"config.json", "metrics.json"}
