@@ -25,7 +25,7 @@ from torch import nn
 import data_prep
 import mtcd
 from extras import bench, compare, consistency, pictures, predict, study
-from extras.arms import FORMS, AllPairs, NearestOf
+from extras.arms import FORMS
 from test_mtcd import CPU, one_line
 
 pytest_plugins = ["test_mtcd", "extras.test_data"]  # their fixtures
@@ -409,93 +409,6 @@ def test_foreign_network_script_trains_with_the_import_and_with_the_paste(toy_fi
         monkeypatch.setattr(sys, "argv", ["foreign_network", *bad])
         with pytest.raises(SystemExit, match=f"^foreign_network: .*{bad[-1]} .*[^\n]$"):
             runpy.run_path(str(path), run_name="__main__")
-
-
-# --------------------------------------------------------------------------------------------------------- extras/arms
-@pytest.mark.parametrize("name", FORMS)
-def test_every_arm_is_what_it_says(name):
-    features = {task: torch.randn(2, 8, 6, 8, requires_grad=True) for task in study.TASKS}
-    labels = {"semseg": torch.randint(4, (2, 6, 8)), "boundary": torch.randint(2, (2, 6, 8)),
-              "depth": torch.rand(2, 1, 6, 8) + 1, "normal": torch.randn(2, 3, 6, 8)}
-    contrast, pairs, points_seen = FORMS[name](study.TASKS, 8), [], []
-    pair_loss, triplet_loss = contrast.pair_loss, contrast.triplet_loss
-
-    def pair_spy(target, source, feature, label):
-        pairs.append((target, source))
-        return pair_loss(target, source, feature, label)
-
-    def triplet_spy(points, *rest):
-        points_seen.append(points.detach())
-        return triplet_loss(points, *rest)
-    contrast.pair_loss, contrast.triplet_loss = pair_spy, triplet_spy
-    loss = contrast(features, labels)
-    loss.backward()
-    assert loss.isfinite() and loss > 0 and all(f.grad.any() for f in features.values())
-    assert contrast.share_of_chance.item() == pytest.approx(loss.item() / 4 / contrast.margin)
-    if name == "all sources":
-        assert sorted(pairs) == sorted(itertools.permutations(study.TASKS, 2))
-    elif name == "own labels":
-        assert pairs == [(task, task) for task in study.TASKS]
-    else:
-        assert [target for target, _ in pairs] == list(study.TASKS)
-        assert all(target != source for target, source in pairs)
-    for number in range(20 * (name == "no boundary source")):
-        torch.manual_seed(number)
-        contrast(features, labels)
-        assert "boundary" not in {source for _, source in pairs}
-    ours = mtcd.CrossTaskContrast(study.TASKS, 8)
-    value = name.rsplit(" ", 1)[-1]
-    assert contrast.margin == (float(value) if name.startswith("margin") else ours.margin)
-    per_image = name == "pairs within an image"
-    samples = 128 if per_image else 384 if isinstance(contrast, AllPairs) else ours.samples
-    assert contrast.samples == (int(value) if name.startswith("samples") else samples)
-    assert len(points_seen) == len(pairs) * (2 if per_image else 1)
-    assert not per_image or 0.5 < contrast.share_of_chance < 1.5  # a mean over the images
-    layers = [len(projector) for projector in contrast.projectors.values()]
-    assert layers == [1 if "projector" in name else 3] * (4 if name == "own labels" else 12)
-    if name == "no projector":
-        rows = F.normalize(features[pairs[0][0]].detach().permute(0, 2, 3, 1).reshape(-1, 8), dim=1)
-        found = torch.cdist(points_seen[0], rows).min(1).values
-        assert len(points_seen[0]) == len(rows) and found.max() < 1e-3
-        assert not any(parameter.requires_grad for parameter in contrast.parameters())
-
-
-ALL_NEGATIVES = ["InfoNCE of 384", "hardest negatives of 384", "semi-hard negatives of 384", "nearest of 4 negatives"]
-
-
-@pytest.mark.parametrize("name", ALL_NEGATIVES)
-def test_losses_over_all_pairs_equal_plain_loops(name):
-    label = torch.tensor([0, 0, 1, 1, 2, 2, 3, 1])[:, None]  # one positive each, but 3: none
-    points, valid = F.normalize(torch.randn(8, 4), dim=1), torch.arange(8) != 7
-    contrast = FORMS[name](["semseg", "depth"], 8)
-    contrast.candidates, contrast.among = 1000, 100  # so that "nearest of" meets every negative
-    points.requires_grad_()
-    found = contrast.triplet_loss(points, label, valid, contrast.criteria["semseg"])
-    alike = contrast.triplet_loss(points, 0 * label, valid, contrast.criteria["semseg"])
-    (found + alike).backward()
-    assert alike == 0 and points.grad.isfinite().all()  # no negative at all
-    losses = []
-    for i in range(6):
-        positive, negatives = i ^ 1, [j for j in range(7) if label[j] != label[i]]
-        near = (points[i] - points[positive]).norm().item()
-        far = sorted((points[i] - points[j]).norm().item() for j in negatives)
-        if name == "InfoNCE of 384":
-            e = [math.exp(torch.dot(points[i], points[j]).item() / 0.1) for j in range(7)]
-            losses.append(-math.log(e[positive] / (e[positive] + sum(e[j] for j in negatives))))
-        elif name in ("hardest negatives of 384", "nearest of 4 negatives"):
-            losses.append(max(near - far[0] + 1, 0))
-        elif far[-1] > near:
-            losses.append(near - next(d for d in far if d > near) + 1)
-    assert found.item() == pytest.approx(sum(losses) / len(losses), rel=1e-4)
-
-
-def test_nearest_of_a_single_negative_is_ours():
-    label, valid, losses = torch.randint(3, (64, 1)), torch.ones(64, dtype=torch.bool), []
-    points = F.normalize(torch.randn(64, 4), dim=1)
-    for contrast in (mtcd.CrossTaskContrast(study.TASKS, 8), NearestOf(study.TASKS, 8, among=1)):
-        torch.manual_seed(0)
-        losses.append(contrast.triplet_loss(points, label, valid, contrast.criteria["semseg"]).item())
-    assert losses[0] == losses[1]
 
 
 # -------------------------------------------------------------------------------------------------------- extras/study
