@@ -240,8 +240,9 @@ SMALLEST = 32  # pixels on a side that training makes sense on: the encoder's co
 
 
 # ----------------------------------------------------------------------------------------- packages
-def open_package(root, package):
+def open_package(root, dataset):
     """-> {split: {id: {array: path}}}; every file is looked for before the first is read."""
+    package = PACKAGES[dataset]
     present = set()
     for files in package.files.values():
         for folder in files.folders:
@@ -263,7 +264,10 @@ def open_package(root, package):
 
     if missing:
         some = ", ".join(missing[:3])
-        raise PrepError(f"{root}: {len(missing)} missing files, such as {some}; get it again")
+        raise PrepError(
+            f"{root}: {len(missing)} missing files, such as {some}: move the folder away and get it "
+            f"again: python data_prep.py {dataset} --download"
+        )
     refuse_shared(splits, root / package.lists)
     remark_unused(root, package, splits, present)
     return splits
@@ -343,8 +347,9 @@ def read_nyud(files, edge_form):
     seen = set()
 
     def classes(raw):
-        if 255 in raw:
-            seen.add("255 in semseg")
+        for label in (40, 255):
+            if label in raw:
+                seen.add(f"{label} in semseg")
         return as_classes(raw, 40, first=1)
 
     edge = partial(as_binary, form=edge_form)
@@ -725,7 +730,7 @@ def refuse_misread(dataset, split, counts, seen):
     last = len(semseg) - 1
     images = len(counts["semseg"])
     highest = np.flatnonzero(semseg).max(initial=-1)
-    if dataset == "nyud" and "255 in semseg" in seen and semseg[last] == 0:
+    if "255 in semseg" in seen and "40 in semseg" not in seen:
         raise PrepError(
             f"{split}: segmentation holds 255 and no 40: its labels start at 0, and 0 must be what "
             "is unlabelled: add 1 to all (in uint8, where 255 + 1 is 0)"
@@ -773,15 +778,15 @@ def check(path):
 
 
 # ------------------------------------------------------------------------------------- command line
-def find_layout(dataset, raw):
-    """The folder with a known layout: `raw` or a package's folder in it; None if there is none."""
+def find_layouts(dataset, raw):
+    """The folders with a known layout: `raw`, and the packages' folders in it."""
     package = PACKAGES[dataset]
+    found = []
     for root in (raw, *(raw / name for name in package.roots)):
-        if (root / package.lists).is_dir():
-            return root
-        if dataset == "nyud" and (root / RAW_MAT).exists():
-            return root
-    return None
+        is_raw = dataset == "nyud" and (root / RAW_MAT).exists()
+        if (root / package.lists).is_dir() or is_raw:
+            found.append(root)
+    return found
 
 
 def convert(dataset, raw, out, shrink=1, download=False):
@@ -791,18 +796,20 @@ def convert(dataset, raw, out, shrink=1, download=False):
         most = min(package.size) // SMALLEST
         raise PrepError(f"--shrink {shrink} leaves under {SMALLEST} pixels; {most} is the most")
 
-    root = find_layout(dataset, raw)
-    if download and root:
-        print(f"{root} is there already: nothing is downloaded")
+    found = find_layouts(dataset, raw)
+    if download and found:
+        print(f"{found[0]} is there already: nothing is downloaded")
     elif download:
         fetch_package(package.sources, raw, f"python data_prep.py {dataset} --raw {raw}")
-        root = find_layout(dataset, raw)
-    if root is None:
+        found = find_layouts(dataset, raw)
+    if not found:
         refuse_layout(dataset, raw)
 
+    root = found[0]
+    print_unused(raw, [other.name for other in found[1:]])
     print(f"reading {root}")
     if (root / package.lists).is_dir():
-        splits = open_package(root, package)
+        splits = open_package(root, dataset)
         reader = {"nyud": nyud_reader, "pascal": pascal_reader}[dataset]
         read = reader(splits)
     else:

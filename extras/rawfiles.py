@@ -259,7 +259,7 @@ def refuse_coded(vectors):
         return
     length = np.linalg.norm(vectors, axis=-1)
     length = length[np.isfinite(length) & (length > 0)]
-    if length.size and abs(np.median(length) - 1) > 0.02:
+    if length.size and (abs(length - 1) > 0.02).mean() > 0.5:
         raise ValueError(
             "no component is negative and lengths are not 1: coded as 0 to 1? Store 2x - 1"
         )

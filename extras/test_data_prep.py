@@ -118,9 +118,27 @@ def decoded(raw):
 
 # ----------------------------------------------------------------------------------- NYUD, packaged
 ENDINGS = {  # of the packages in circulation
-    "astmt": {"images": "jpg", "segmentation": "mat", "depth": "mat", "normals": "jpg", "edge": "png"},
-    "mti": {"images": "jpg", "segmentation": "png", "depth": "npy", "normals": "npy", "edge": "npy"},
-    "invpt": {"images": "png", "segmentation": "png", "depth": "npy", "normals": "png", "edge": "png"},
+    "astmt": {
+        "images": "jpg",
+        "segmentation": "mat",
+        "depth": "mat",
+        "normals": "jpg",
+        "edge": "png",
+    },
+    "mti": {
+        "images": "jpg",
+        "segmentation": "png",
+        "depth": "npy",
+        "normals": "npy",
+        "edge": "npy",
+    },
+    "invpt": {
+        "images": "png",
+        "segmentation": "png",
+        "depth": "npy",
+        "normals": "png",
+        "edge": "png",
+    },
 }
 NYUD_IDS = ("a1", "b2", "c3", "d4")  # the last one is val
 
@@ -324,3 +342,824 @@ def write_semseg(root, name, labels, rng, number):
     picture.save(root / f"semseg/{folder}/{name}.png")
     if number == 0:
         save(root / f"semseg/pascal-context/{name}.png", np.zeros_like(labels))
+
+
+# ------------------------------------------------------------------------------- known data sets
+@pytest.fixture
+def in_small(monkeypatch):
+    """Samples are read in this process and padded to less, no preview is drawn: a tenth of the time."""
+    small = dataclasses.replace(data_prep.PACKAGES["nyud"], size=(100, 64))
+    monkeypatch.setitem(data_prep.PACKAGES, "nyud", small)
+    monkeypatch.setattr(data_prep, "start_workers", ThreadPoolExecutor)
+    monkeypatch.setattr(data_prep, "preview", lambda *_: Image.new("RGB", (1, 1)))
+
+
+@pytest.mark.parametrize("kind", ENDINGS)
+def test_nyud_packaged(tmp_path, kind, capsys):
+    root = tmp_path / ("NYUDv2" if kind == "invpt" else "NYUD_MT")
+    truth = write_nyud(root, kind)
+    raw = tmp_path if kind == "mti" else root
+    assert prep("nyud", "--raw", raw, "--out", tmp_path / "o/n.h5") == 0
+    assert {path.name for path in (tmp_path / "o").iterdir()} == {"n.h5", "n.h5.preview.png"}
+    output = capsys.readouterr().out
+    assert "train semseg        3 images" in output
+    assert "40 of 40 classes" in output
+
+    with h5py.File(tmp_path / "o/n.h5") as file:
+        assert dict(file.attrs).keys() == {
+            "dataset",
+            "format",
+            "semseg_classes",
+            "boundary_classes",
+        }
+        assert file.attrs["dataset"] == "nyud"
+        assert file.attrs["format"] == 2
+        names = list(file.attrs["semseg_classes"])
+        assert (len(names), names[0], names[19], names[39]) == (
+            40,
+            "wall",
+            "floor mat",
+            "otherprop",
+        )
+        assert list(file.attrs["boundary_classes"]) == ["background", "boundary"]
+        assert [*file["train/id"].asstr()] == ["a1", "b2", "c3"]
+        assert [*file["val/id"].asstr()] == ["d4"]
+        layout = {
+            name: (a.shape, a.dtype.name) for name, a in file["train"].items() if name != "id"
+        }
+        assert layout == {
+            "image": ((3, 425, 560, 3), "uint8"),
+            "semseg": ((3, 425, 560), "uint8"),
+            "depth": ((3, 425, 560), "float32"),
+            "normal": ((3, 425, 560, 3), "float16"),
+            "boundary": ((3, 425, 560), "uint8"),
+            "size": ((3, 2), "int32"),
+            "crc32": ((3,), "uint32"),
+        }
+        for index, (name, meant) in enumerate(truth.items()):
+            sample = sample_of(file["train" if index < 3 else "val"], index % 3)
+            stored = {folder: f"{folder}/{name}.{end}" for folder, end in ENDINGS[kind].items()}
+            image = np.asarray(Image.open(root / stored["images"]))
+            assert np.array_equal(sample["image"], image)
+            for place in np.ndindex(meant["segmentation"].shape):
+                label = int(meant["segmentation"][place])
+                depth = meant["depth"][place]
+                assert sample["semseg"][place] == (255 if label in (0, 255) else label - 1)
+                assert sample["depth"][place] == (depth if 0 < depth < 1e9 else 0)
+                assert sample["boundary"][place] == meant["edge"][place]
+            if kind == "mti":
+                vectors = meant["normals"].astype(float)
+                check_normals(sample["normal"], vectors, vectors.any(-1))
+            else:
+                raw_normals = np.asarray(Image.open(root / stored["normals"]))
+                check_normals(sample["normal"], *decoded(raw_normals))
+                assert not sample["normal"][-1, -1].any()
+
+
+def test_pascal(tmp_path, capsys):
+    root = tmp_path / "PASCALContext"
+    truth = write_pascal(root)
+    assert prep("pascal", "--raw", tmp_path, "--out", tmp_path / "p.h5") == 0
+    assert "train parsing       2 images" in capsys.readouterr().out
+    valid_classes = set(data_prep.NORMAL_CLASSES.tolist())
+    listed = " ".join(map(str, data_prep.NORMAL_CLASSES))
+    assert zlib.crc32(listed.encode()) == 3003754207  # of the code bases' 170, spaces between
+
+    with h5py.File(tmp_path / "p.h5") as file:
+        assert file.attrs["dataset"] == "pascal"
+        assert [len(file.attrs[f"{task}_classes"]) for task in ("semseg", "parsing")] == [21, 7]
+        assert file["train/normal"].compression == "lzf"
+        assert file["train/image"].compression is None
+        for index, (name, meant) in enumerate(truth.items()):
+            group = file["train" if index < 4 else "val"]
+            assert group["id"].asstr()[index % 4] == name
+            assert group["image"].shape[1:] == (512, 512, 3)
+            sample = sample_of(group, index % 4)
+            image = Image.open(root / f"JPEGImages/{name}.jpg").convert("RGB")
+            assert np.array_equal(sample["image"], np.asarray(image))
+            assert np.array_equal(sample["semseg"], meant["semseg"])
+            assert np.array_equal(sample["saliency"], meant["saliency"] / 255 > 0.5)
+            changes = ndimage.laplace(meant["LabelMap"].astype(int), mode="mirror") != 0
+            assert np.array_equal(sample["boundary"], skimage_thin(changes))
+
+            parsing = np.zeros(meant["semseg"].shape, np.uint8)
+            for kind, parts in meant["objects"]:
+                if kind == 15:
+                    for part, mask in parts:
+                        parsing[mask > 0] = GROUPS[part]
+            assert (sample["parsing"] == (parsing if parsing.any() else 255)).all(), name
+
+            rows = [[int(c) in valid_classes for c in row] for row in meant["LabelMap"]]
+            vectors, there = decoded(meant["normals"])
+            check_normals(sample["normal"], vectors, np.array(rows) & there)
+
+
+def test_every_part_has_its_group():
+    sizes = [len(names) for names in data_prep.PARTS.values()]
+    assert sizes == [0, 10, 2, 2, 4, 2, 4]
+    assert len(data_prep.PART_GROUP) == 24
+    assert all(data_prep.PART_GROUP[name] == group for name, group in GROUPS.items())
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_nyud_raw(tmp_path, zipped, capsys):
+    images, depths, labels, instances, mapping, normals = write_raw(tmp_path, zipped)
+    assert prep("nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5") == 0
+    assert ("fitted to depth" in capsys.readouterr().out) != zipped
+    classes = np.concatenate([[255], mapping - 1])
+    with h5py.File(tmp_path / "n.h5") as file:
+        ids = [*file["train/id"].asstr(), *file["val/id"].asstr()]
+        assert ids == ["0002", "0004", "0001", "0003"]
+        for number, name in enumerate(ids):
+            frame = int(name) - 1
+            sample = sample_of(file["train" if number < 2 else "val"], number % 2)
+            window = np.s_[frame, 45:470, 40:600]  # from 0
+            assert np.array_equal(sample["image"], images[window])
+            assert np.array_equal(sample["depth"], depths[window])
+            assert np.array_equal(sample["semseg"], classes[labels[window]])
+
+            thing = np.stack([labels[window], instances[window]], -1).astype(int)
+            change = np.zeros((425, 560), bool)
+            change[:-1] |= (thing[1:] != thing[:-1]).any(-1)
+            change[:, :-1] |= (thing[:, 1:] != thing[:, :-1]).any(-1)
+            assert np.array_equal(sample["boundary"], skimage_thin(change))
+
+            if zipped:
+                vectors, valid = decoded(normals[window])
+                seen = np.arange(40, 600) > 300 + frame
+                check_normals(sample["normal"], vectors, valid & seen)
+            else:
+                length = np.linalg.norm(sample["normal"].astype(float), axis=-1)
+                assert (abs(length - 1) < 0.01).mean() > 0.99
+                assert not sample["normal"][depths[window] == 0].any()
+
+
+def test_whole_frames_of_a_package_are_cropped_to_the_protocols_window(tmp_path):
+    rng = np.random.default_rng(0)
+    write_nyud(tmp_path, ids=("a1", "d4"))
+    for name in ("a1", "d4"):
+        frames = nyud_arrays(rng, (480, 640), True)
+        for folder, end in ENDINGS["invpt"].items():
+            stored = frames[folder] * np.uint8(255) if folder == "edge" else frames[folder]
+            if (name, folder) == ("d4", "depth"):  # some hold labels of the protocol's size
+                stored = stored[45:470, 40:600]
+            save(tmp_path / f"{folder}/{name}.{end}", stored)
+        if name == "a1":
+            first = frames
+    assert prep("nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5") == 0
+    with h5py.File(tmp_path / "n.h5") as file:
+        assert file["train/size"][0].tolist() == [425, 560]
+        window = np.s_[45:470, 40:600]
+        assert np.array_equal(file["train/image"][0], first["images"][window])
+        assert np.array_equal(file["train/boundary"][0], first["edge"][window])
+        assert np.array_equal(file["val/depth"][0], np.nan_to_num(stored_depth(tmp_path)))
+
+
+def stored_depth(root):
+    depth = np.load(root / "depth/d4.npy")
+    return np.where(depth > 0, depth, 0)
+
+
+@pytest.mark.parametrize("dataset", ["nyud", "pascal"])
+def test_converted_files_are_taken_by_the_trainer(dataset, tmp_path):
+    write = {"nyud": write_nyud, "pascal": write_pascal}[dataset]
+    write(tmp_path)
+    assert prep(dataset, "--raw", tmp_path, "--shrink", 4, "--out", tmp_path / "d.h5") == 0
+    tasks = mtcd.PROTOCOLS[dataset].tasks
+    for split in ("train", "val"):
+        data = mtcd.DenseTasks(tmp_path / "d.h5", split, tasks, augment=split == "train")
+        assert data[0].keys() == {"image", *tasks}
+
+
+def test_a_converted_file_trains(tmp_path):
+    write_nyud(tmp_path / "raw")
+    data = tmp_path / "n.h5"
+    assert prep("nyud", "--raw", tmp_path / "raw", "--shrink", 4, "--out", data) == 0
+    quick = ("--iters", 1, "--batch-size", 2, "--workers", 0, "--backbone", "hrnet_tiny")
+    assert main("--dataset", "nyud", "--data", data, *quick, "--out", tmp_path / "run") == 0
+    assert json.loads((tmp_path / "run/config.json").read_text())["size"] == [106, 140]
+
+
+# --------------------------------------------------------------------------- values, read as meant
+def as_kind(edge, kind):
+    """A binary map as the packages in circulation and their users' own write it."""
+    maps = {
+        "png of 0 and 1": edge.astype(np.uint8),
+        "png of 0 and 255": edge * np.uint8(255),
+        "png of one bit": edge.astype(bool),
+        "npy of 0 and 1": edge.astype(np.uint8),
+        "npy of 0 and 255": edge * np.uint8(255),
+        "npy of floats": edge.astype(np.float32),
+        "npy of floats to 255": edge * np.float32(255),
+        "npy of truth": edge.astype(bool),
+    }
+    return maps[kind]
+
+
+KINDS = [
+    "png of 0 and 1",
+    "png of 0 and 255",
+    "png of one bit",
+    "npy of 0 and 1",
+    "npy of 0 and 255",
+    "npy of floats",
+    "npy of floats to 255",
+    "npy of truth",
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_binary_maps_are_read_by_their_values(kind, tmp_path, in_small):
+    ending = kind[:3]
+    nyud = write_nyud(tmp_path / "nyud")
+    pascal = write_pascal(tmp_path / "pascal")
+    for name, meant in nyud.items():
+        (tmp_path / f"nyud/edge/{name}.png").unlink()
+        save(tmp_path / f"nyud/edge/{name}.{ending}", as_kind(meant["edge"], kind))
+    assert prep("nyud", "--raw", tmp_path / "nyud", "--out", tmp_path / "n.h5") == 0
+    with h5py.File(tmp_path / "n.h5") as file:
+        sample = sample_of(file["val"], 0)
+        assert np.array_equal(sample["boundary"], nyud["d4"]["edge"])
+
+    if ending == "png":
+        for name, meant in pascal.items():
+            salient = meant["saliency"] > 127
+            save(tmp_path / f"pascal/sal_distill/{name}.png", as_kind(salient, kind))
+        assert prep("pascal", "--raw", tmp_path / "pascal", "--out", tmp_path / "p.h5") == 0
+        with h5py.File(tmp_path / "p.h5") as file:
+            sample = sample_of(file["val"], 0)
+            assert np.array_equal(sample["saliency"], pascal[PASCAL_IDS[4]]["saliency"] > 127)
+
+
+def test_255_beside_0_and_1_is_ignored(tmp_path, in_small):
+    truth = write_nyud(tmp_path, "mti")
+    edge = truth["b2"]["edge"].copy()
+    edge[:9] = 255
+    save(tmp_path / "edge/b2.npy", edge)
+    assert prep("nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5") == 0
+    with h5py.File(tmp_path / "n.h5") as file:
+        assert np.array_equal(sample_of(file["train"], 1)["boundary"], edge)
+
+
+def test_maps_written_in_two_ways_in_one_package_are_refused(tmp_path, capsys, in_small):
+    """The odd one is beyond the maps that are looked at first: its own values tell."""
+    ids = [f"x{number:02d}" for number in range(30)]
+    truth = write_nyud(tmp_path, ids=ids, size=(37, 53))
+    path = random_last(tmp_path, ids)
+    save(path, truth[path.stem]["edge"])
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    assert str(path) in line
+    assert "it holds 0 and 1, where other maps of the package hold 0 and 255" in line
+
+    for name in ids:
+        save(tmp_path / f"edge/{name}.png", truth[name]["edge"])
+    save(path, truth[path.stem]["edge"] * np.uint8(255))
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    assert "it holds 0 and 255, where other maps of the package hold 0 and 1" in line
+
+
+def random_last(root, ids):
+    """The edge map that is looked at last."""
+    splits = {"all": {name: {"boundary": root / f"edge/{name}.png"} for name in ids}}
+    return data_prep.some_paths(splits, "boundary")[-1]
+
+
+@pytest.mark.parametrize(
+    "values, told",
+    [
+        ((0, 0), "all maps are 0 everywhere"),
+        ((0, 2), "values from 0 to 2"),
+        ((0, 100), "values from 0 to 100"),
+        ((255, 255), "inverted"),
+    ],
+)
+def test_maps_that_mean_something_else_are_refused(values, told, tmp_path, capsys, in_small):
+    truth = write_nyud(tmp_path)
+    for name, meant in truth.items():
+        edge = np.where(meant["edge"], np.uint8(values[1]), np.uint8(values[0]))
+        save(tmp_path / f"edge/{name}.png", edge)
+    assert told in refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+
+
+@pytest.mark.parametrize("split", ["train", "val"])
+def test_a_split_without_one_positive_is_refused(split, tmp_path, capsys, in_small):
+    truth = write_nyud(tmp_path)
+    for name in NYUD_IDS[:3] if split == "train" else NYUD_IDS[3:]:
+        save(tmp_path / f"edge/{name}.png", np.zeros_like(truth[name]["edge"]))
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    assert f"{split} has no boundary pixel at all" in line
+
+
+def renumber(root, truth, rule):
+    for name, meant in truth.items():
+        save(root / f"segmentation/{name}.png", rule(meant["segmentation"]))
+
+
+def test_labels_that_start_at_zero_are_refused(tmp_path, capsys, in_small):
+    """0 wall ... 39, 255 void: read as 1 to 40 they would all be one class off."""
+    truth = write_nyud(tmp_path)
+    renumber(
+        tmp_path, truth, lambda label: np.where(label % 255 == 0, 255, label - 1).astype(np.uint8)
+    )
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    assert "its labels start at 0" in line
+    assert "add 1" in line
+
+    for path in (tmp_path / "segmentation").iterdir():  # what the line says to do
+        label = np.asarray(Image.open(path))
+        save(path, label + np.uint8(1))
+    assert prep("nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5") == 0
+    with h5py.File(tmp_path / "n.h5") as file:
+        label = truth["d4"]["segmentation"]
+        meant = np.where(label % 255 == 0, 255, label - 1)
+        assert np.array_equal(sample_of(file["val"], 0)["semseg"], meant)
+
+
+def test_maps_of_fewer_classes_are_refused(tmp_path, capsys, in_small):
+    """NYUD's 13 classes, as another line of work numbers them."""
+    ids = [f"x{number:02d}" for number in range(24)]
+    truth = write_nyud(tmp_path, ids=ids, size=(20, 60))
+    renumber(tmp_path, truth, lambda label: np.where(label == 255, 0, label % 14).astype(np.uint8))
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    assert "of the 40 classes of segmentation none after the 13th occurs" in line
+
+
+def test_maps_of_more_classes_are_refused(tmp_path):
+    for count, first, highest in ((40, 1, 41), (21, 0, 59)):
+        labels = np.array([[0, highest]], np.uint8)
+        with pytest.raises(ValueError, match=f"label {highest} is not in {first} to .*numbering"):
+            rawfiles.as_classes(labels, count, first)
+
+
+@pytest.mark.parametrize("value", [-1, 0.5, np.nan, 256, 1000])
+def test_labels_that_are_no_byte_are_refused(value):
+    with pytest.raises(ValueError, match=f"label {value}"):
+        rawfiles.as_classes(np.array([[1, value]]), 40, 1)
+
+
+def test_depth_in_other_units_is_refused(tmp_path, capsys, in_small):
+    truth = write_nyud(tmp_path)
+    for scale, told in ((1000, "not in metres"), (0.1, "no depth is over 1: not in metres")):
+        for name, meant in truth.items():
+            save(tmp_path / f"depth/{name}.npy", meant["depth"] * np.float32(scale))
+        assert told in refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+
+
+def test_normals_that_are_no_vectors_are_refused():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(30, 40, 3))
+    vectors /= np.linalg.norm(vectors, axis=-1, keepdims=True)
+    assert rawfiles.as_normals(vectors.astype(np.float32)).any()
+    with pytest.raises(ValueError, match="8-bit pictures"):
+        rawfiles.as_normals((vectors + 1) * 127.5)
+    with pytest.raises(ValueError, match="coded as 0 to 1"):
+        rawfiles.as_normals((vectors + 1) / 2)
+    flat = np.zeros((4, 5, 3))
+    flat[..., 2] = 1  # a wall before a camera whose z points back
+    assert np.array_equal(rawfiles.as_normals(flat), flat)
+
+
+def test_missing_normals_survive_jpeg(tmp_path):
+    """Grey holes stay missing, but for a few pixels at their edges; hardly a good normal goes."""
+    rng = np.random.default_rng(0)
+    shape = (210, 280)
+    slopes = [ndimage.gaussian_filter(rng.normal(size=shape), 8) * 30 for _ in range(2)]
+    normals = np.dstack([*slopes, -np.ones(shape)])
+    normals /= np.linalg.norm(normals, axis=-1, keepdims=True)
+    missing = ndimage.gaussian_filter(rng.normal(size=shape), 8) > 0.02
+    missing[:12] = True  # as at a sensor's rim
+    missing[:, :10] = True
+    inside = ndimage.binary_erosion(missing, iterations=8, border_value=1)
+    for quality in (75, 85, 95):
+        for grey in (127, 128):
+            picture = np.floor((normals + 1) * 127.5).astype(np.uint8)
+            picture[missing] = grey
+            Image.fromarray(picture).save(tmp_path / "n.jpg", quality=quality)
+            raw = np.asarray(Image.open(tmp_path / "n.jpg"))
+            valid = rawfiles.as_normals(raw).any(-1)
+            blurred = ((raw[missing] < 127) | (raw[missing] > 128)).any(-1)
+            assert blurred.mean() > 0.1
+            assert valid[missing].mean() < 0.02
+            assert valid[~missing].mean() > 0.99
+            assert not valid[inside].any()
+
+
+# ------------------------------------------------------------------------------- inputs, all or told
+def test_a_zip_of_normals_without_numbered_pictures_is_refused(tmp_path, capsys):
+    write_raw(tmp_path)
+    with zipfile.ZipFile(tmp_path / "nyu_normals_gt.zip", "w") as archive:
+        archive.writestr("normals/all_normals.pklz", b"pickled")
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    assert "nyu_normals_gt.zip" in line
+    assert "all_normals.pklz" in line
+    assert "move this one away and normals are fitted to depth" in line
+
+
+@pytest.mark.parametrize("kind", ["packaged", "raw"])
+def test_an_id_in_train_and_val_is_refused(kind, tmp_path, capsys):
+    if kind == "packaged":
+        write_nyud(tmp_path)
+        write_list(tmp_path / "gt_sets/val.txt", "d4", "b2")
+        shared = "b2"
+    else:
+        write_raw(tmp_path)
+        write_splits(tmp_path, [2, 4], [1, 4])
+        shared = "0004"
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    assert f"1 images are in train and in val, such as {shared}" in line
+
+
+def test_what_is_there_and_not_used_is_told(tmp_path, capsys, in_small):
+    root = tmp_path / "NYUD_MT"
+    truth = write_nyud(root)
+    for name, meant in truth.items():
+        save(root / f"segmentation/{name}.mat", segmentation=meant["segmentation"])
+    save(root / "images/x9.png", truth["a1"]["images"])
+    save(root / "masks/a1.png", truth["a1"]["edge"])
+    (tmp_path / "NYUDv2/gt_sets").mkdir(parents=True)
+    assert prep("nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5") == 0
+    output = capsys.readouterr().out
+    told = "masks, images/*.png (1 files), segmentation/*.mat (4 files)"
+    assert f"not used of {root}: {told}\n" in output
+    assert f"not used of {tmp_path}: NYUDv2\n" in output
+
+
+def test_what_is_beside_the_raw_files_is_told(tmp_path, capsys):
+    write_raw(tmp_path)
+    (tmp_path / "all_normals.pklz").write_bytes(b"")
+    data_prep.open_raw(tmp_path)
+    output = capsys.readouterr().out
+    assert "not used of" in output
+    assert "all_normals.pklz" in output
+    assert "fitted to depth" in output
+
+
+def test_a_label_saved_in_colours_is_told_so(tmp_path):
+    image = rawfiles.Picture(tmp_path / "a.png", np.zeros((8, 9, 3), np.uint8))
+    save(tmp_path / "label.png", np.zeros((8, 9, 3), np.uint8))
+    with pytest.raises(
+        data_prep.PrepError, match="label.png: it is a picture in colours, a label is"
+    ):
+        rawfiles.load_label(tmp_path / "label.png", image, rawfiles.as_depth)
+
+
+def test_a_turned_picture_is_told_with_its_turn(tmp_path):
+    picture = Image.fromarray(np.zeros((8, 9, 3), np.uint8))
+    for orientation, turn in ((6, "90 degrees clockwise"), (8, "90 degrees counterclockwise")):
+        exif = Image.Exif()
+        exif[274] = orientation
+        picture.save(tmp_path / "a.jpg", exif=exif)
+        save(tmp_path / "label.png", np.zeros((9, 8), np.uint8))
+        image = rawfiles.load_picture(tmp_path / "a.jpg")
+        with pytest.raises(data_prep.PrepError, match=f"EXIF in a.jpg turns the image by {turn}"):
+            rawfiles.load_label(tmp_path / "label.png", image, rawfiles.as_depth)
+
+
+def test_lists_of_ids(tmp_path):
+    path = tmp_path / "train.txt"
+    for text in ("a1\r\n\r\nb2\r\nc3", "\ufeffa1\n\n  b2 \n\nc3\n\n"):
+        path.write_bytes(text.encode())
+        assert rawfiles.read_ids(path) == ["a1", "b2", "c3"]
+    for text, told in (("a1\nb2\na1\n", "lists a1 twice"), ("\n\n", "lists no image")):
+        path.write_text(text)
+        with pytest.raises(data_prep.PrepError, match=f"train.txt: {told}"):
+            rawfiles.read_ids(path)
+
+
+# --------------------------------------------------------------------------------------- bad input
+def test_missing_files_name_what_to_do(tmp_path, capsys, in_small):
+    write_nyud(tmp_path)
+    (tmp_path / "depth/b2.npy").unlink()
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    assert "1 missing files, such as depth/b2.npy|.mat" in line
+    assert "python data_prep.py nyud --download" in line
+
+
+@pytest.mark.parametrize("dataset", ["nyud", "pascal"])
+def test_a_folder_without_a_package_names_the_one_command(dataset, tmp_path, capsys):
+    for raw in (tmp_path / "nowhere", tmp_path):
+        line = refused(capsys, dataset, "--raw", raw, "--out", tmp_path / "o.h5")
+        assert str(raw) in line
+        assert f"python data_prep.py {dataset} --download --raw {raw};" in line
+        assert "https://" in line
+
+
+@pytest.mark.parametrize("kind", ["web page", "truncated", "empty"])
+def test_a_broken_file_is_one_line_with_its_name(kind, tmp_path, capsys, in_small):
+    write_nyud(tmp_path / "nyud")
+    write_pascal(tmp_path / "pascal")
+    out = old_file(tmp_path)
+    for name in (
+        "nyud/images/b2.png",
+        "nyud/segmentation/b2.png",
+        "nyud/depth/b2.npy",
+        "nyud/normals/b2.png",
+        "nyud/edge/b2.png",
+        "pascal/JPEGImages/2008_000001.jpg",
+        "pascal/human_parts/2008_000001.mat",
+        "pascal/pascal-context/trainval/2008_000001.mat",
+        "pascal/sal_distill/2008_000001.png",
+    ):
+        path = tmp_path / name
+        good = path.read_bytes()
+        break_file(path, kind)
+        dataset = name.split("/")[0]
+        line = refused(capsys, dataset, "--raw", tmp_path / dataset, "--out", out)
+        assert str(path) in line
+        assert ("web page" in line) == (kind == "web page")
+        assert "is as it was before" in line
+        assert is_untouched(out)
+        path.write_bytes(good)
+
+
+def break_file(path, kind):
+    good = path.read_bytes()
+    if kind == "web page":
+        path.write_text("\n<!DOCTYPE html><html>404 Not Found</html>")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    else:
+        path.write_bytes(
+            good[: len(good) // 10 if path.name.startswith("class") else len(good) // 2]
+        )
+
+
+def test_broken_raw_files_are_one_line_with_their_name(tmp_path, capsys):
+    write_raw(tmp_path, zipped=True)
+    for name in data_prep.RAW_FILES:
+        for kind in ("web page", "truncated", "empty"):
+            good = (tmp_path / name).read_bytes()
+            break_file(tmp_path / name, kind)
+            assert name in refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5")
+            (tmp_path / name).write_bytes(good)
+    write_splits(tmp_path, [2, 5], [1])
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5")
+    assert "splits.mat: 1 of its 2 trainNdxs are not in" in line
+
+
+def test_wrong_values_and_sizes_are_one_line_with_the_file(tmp_path, capsys, in_small):
+    write_nyud(tmp_path / "nyud")
+    write_pascal(tmp_path / "pascal")
+    b2 = np.ones((39, 52), np.uint8)
+    for name, value, told in (
+        ("nyud/segmentation/b2.png", b2 * 41, "41"),
+        ("nyud/segmentation/b2.png", b2[:, 1:], "shape"),
+        ("nyud/segmentation/b2.png", np.dstack([b2] * 3), "picture in colours"),
+        ("nyud/depth/b2.npy", b2[1:].astype(np.float32), "shape"),
+        ("nyud/normals/b2.png", b2, "shape"),
+        ("pascal/semseg/VOC12/2008_000001.png", np.full((50, 37), 21, np.uint8), "21"),
+        ("pascal/sal_distill/2008_000001.png", np.full((37, 50), 21, np.uint8), "shape"),
+    ):
+        path = tmp_path / name
+        good = path.read_bytes()
+        save(path, value)
+        dataset = name.split("/")[0]
+        line = refused(capsys, dataset, "--raw", tmp_path / dataset, "--out", tmp_path / "o.h5")
+        assert f"{path}: " in line
+        assert told in line
+        path.write_bytes(good)
+    assert not (tmp_path / "o.h5").exists()
+
+
+@pytest.mark.parametrize(
+    "folder, variables, told",
+    [
+        ("pascal-context/trainval", {"LabelMap": np.ones((5, 5))}, "shape"),
+        ("pascal-context/trainval", {"labels": np.ones((50, 37))}, "no variable 'LabelMap'"),
+        ("pascal-context/trainval", {"LabelMap": np.full((50, 37), 460)}, "over 459"),
+        ("human_parts", {"anno": annotation([(15, [("head", np.ones((5, 5)))])], (1, 1))}, "head"),
+        (
+            "human_parts",
+            {"anno": annotation([(15, [("tail", np.ones((50, 37)))])], (1, 1))},
+            "tail",
+        ),
+    ],
+)
+def test_wrong_variables_are_one_line_with_the_file(folder, variables, told, tmp_path):
+    write_pascal(tmp_path)
+    splits = data_prep.open_package(tmp_path, "pascal")
+    path = tmp_path / folder / "2008_000001.mat"
+    save(path, **variables)
+    with pytest.raises(data_prep.PrepError) as error:
+        data_prep.read_pascal(splits["train"]["2008_000001"], rawfiles.LEVELS)
+    assert str(path) in str(error.value)
+    assert told in str(error.value)
+
+
+def test_an_image_larger_than_the_protocols_is_refused(tmp_path, capsys):
+    write_nyud(tmp_path, ids=("a1", "d4"), size=(426, 560))
+    line = refused(capsys, "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5")
+    assert "a1 is 426 x 560, larger than 425 x 560" in line
+
+
+def test_what_goes_wrong_is_one_line_and_warnings_are_silent(tmp_path):
+    (tmp_path / "a.txt").write_text("x")
+    with warnings.catch_warnings(), pytest.raises(data_prep.PrepError, match="a.txt: two lines$"):
+        warnings.simplefilter("error")
+        with rawfiles.reading(tmp_path / "a.txt"):
+            warnings.warn("noise", stacklevel=1)
+            raise ValueError("two\nlines")
+
+
+def test_a_truncated_mat_is_never_half_read(tmp_path):
+    """Cut anywhere, a .mat either fails with its name or gives all it held."""
+    label = np.arange(900).reshape(30, 30) % 60
+    savemat(tmp_path / "m.mat", {"other": np.arange(50), "LabelMap": label.astype(np.uint16)})
+    whole = (tmp_path / "m.mat").read_bytes()
+    image = rawfiles.Picture(tmp_path, np.zeros((30, 30, 3)))
+    failed = 0
+    for cut in range(0, len(whole), 37):
+        (tmp_path / "c.mat").write_bytes(whole[:cut])
+        try:
+            found = rawfiles.load_label(tmp_path / "c.mat", image, np.copy, "LabelMap")
+        except data_prep.PrepError as error:
+            assert "c.mat" in str(error)
+            failed += 1
+        else:
+            assert np.array_equal(found, label)
+    assert failed > 10
+
+
+DAMAGE = ("cut", "bits", "zeros", "head")
+
+
+def damaged(data, kind, rng):
+    """Bytes with one of four kinds of damage."""
+    place = int(rng.integers(len(data)))
+    if kind == "cut":
+        return data[:place]
+    if kind == "bits":
+        new = bytes([data[place] ^ 1 << int(rng.integers(8))])
+    elif kind == "zeros":
+        new = bytes(min(4096, len(data) // 4))
+    else:
+        place = 0
+        new = rng.bytes(rng.integers(1, 64))
+    return (data[:place] + new + data[place + len(new) :])[: len(data)]
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_a_damaged_file_is_read_or_refused_by_name(kind, tmp_path):
+    rng = np.random.default_rng(DAMAGE.index(kind))
+    write_nyud(tmp_path / "nyud", ids=("a1", "d4"))
+    write_nyud(tmp_path / "mats", "astmt", ids=("a1", "d4"))
+    write_pascal(tmp_path / "pascal")
+    readers = []
+    for root, dataset in (("nyud", "nyud"), ("mats", "nyud"), ("pascal", "pascal")):
+        splits = data_prep.open_package(tmp_path / root, dataset)
+        reader = {"nyud": data_prep.nyud_reader, "pascal": data_prep.pascal_reader}[dataset]
+        name = next(iter(splits["train"]))
+        readers.append((reader(splits), splits["train"][name]))
+
+    refusals = 0
+    for read, paths in readers:
+        for path in paths.values():
+            good = path.read_bytes()
+            for _ in range(3):
+                path.write_bytes(damaged(good, kind, rng))
+                try:
+                    sample, _ = read(paths)
+                    assert sample["image"].dtype == np.uint8
+                except data_prep.PrepError as error:
+                    assert path.stem in str(error)
+                    refusals += 1
+            path.write_bytes(good)
+    assert refusals > 5
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["foo"],
+        [],
+        ["toy", "--train", "x"],
+        ["toy", "--train", "0"],
+        ["toy", "--height", "5000"],
+        ["toy", "--seed", "-1"],
+        ["toy", "--download"],
+        ["nyud", "--train", "4"],
+        ["nyud", "--shrink", "0"],
+        ["nyud", "--shrink", "14"],
+        ["check"],
+        ["check", "nowhere.h5"],
+    ],
+)
+def test_bad_arguments_are_one_line(arguments, capsys):
+    try:
+        assert prep(*arguments) == 2
+    except SystemExit as stop:
+        assert stop.code == 2
+    assert error_line(capsys).startswith("data_prep.py: ")
+
+
+def test_an_output_that_cannot_be_written_is_one_line(tmp_path, capsys, in_small):
+    write_nyud(tmp_path / "n")
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    for out in (tmp_path / "file/o.h5", Path("/proc/o.h5"), tmp_path / "folder", Path("/dev/null")):
+        assert str(out) in refused(capsys, "nyud", "--raw", tmp_path / "n", "--out", out)
+    assert not list((tmp_path / "folder").iterdir())
+    assert not Path("/dev/null").is_file()
+    out = old_file(tmp_path)
+    Path(f"{out}.preview.png").mkdir()
+    assert "as it was before" in refused(capsys, "nyud", "--raw", tmp_path / "n", "--out", out)
+    assert out.read_text() == "the old one"
+
+
+# ------------------------------------------------------------------------------------------- rooms
+@pytest.mark.parametrize("shape", [(2, 600), (600, 2), (1, 1)])
+def test_rooms_of_any_shape(tmp_path, shape):
+    data_prep.make_toy(tmp_path / "t.h5", train=1, val=1, height=shape[0], width=shape[1])
+    room = rooms.render_room([0, 0, 0], *shape)
+    with h5py.File(tmp_path / "t.h5") as file, Image.open(tmp_path / "t.h5.preview.png") as sheet:
+        assert min(sheet.size) > 0
+        for name in data_prep.FORMAT:
+            assert np.array_equal(room[name], file["train"][name][0])
+
+
+# ------------------------------------------------------------------------------------------ shrink
+def block_of(array, row, column, k):
+    return array[row * k : (row + 1) * k, column * k : (column + 1) * k]
+
+
+@pytest.mark.parametrize("k", [2, 3, 4])
+def test_shrunk_arrays_pixel_by_pixel(k):
+    rng = np.random.default_rng(k)
+    shape = (4 * k + 1, 6 * k + k - 1)
+    normal = rng.normal(size=(*shape, 3))
+    normal /= np.linalg.norm(normal, axis=-1, keepdims=True)
+    normal[rng.random(shape) < 0.6] = 0
+    normal[:k, :k] = 0
+    depth = rng.uniform(1, 9, shape).astype(np.float32)
+    depth[rng.random(shape) < 0.6] = 0
+    depth[:k, :k] = 0
+    sample = {
+        "image": rng.integers(0, 256, (*shape, 3), np.uint8),
+        "semseg": rng.integers(0, 40, shape, np.uint8),
+        "depth": depth,
+        "normal": normal.astype(np.float16),
+    }
+    small = shrink_sample(sample, k)
+    assert {name: (a.shape[:2], a.dtype) for name, a in small.items()} == {
+        name: ((4, 6), a.dtype) for name, a in sample.items()
+    }
+    for row, column in np.ndindex(4, 6):
+        blocks = {name: block_of(array, row, column, k) for name, array in sample.items()}
+        mean = blocks["image"].astype(float).mean((0, 1))
+        assert abs(small["image"][row, column] - mean).max() <= 0.5 + 1e-4
+        assert small["semseg"][row, column] == blocks["semseg"][k // 2, k // 2]
+
+        metres = blocks["depth"][blocks["depth"] > 0]
+        assert small["depth"][row, column] == pytest.approx(metres.mean() if metres.size else 0)
+        total = blocks["normal"].astype(float).sum((0, 1))
+        length = np.linalg.norm(total)
+        if length > 0.5:
+            assert small["normal"][row, column] == pytest.approx(total / length, abs=2e-3)
+        elif length == 0:
+            assert not small["normal"][row, column].any()
+    assert small["depth"][0, 0] == 0
+
+
+def test_shrunk_boundaries_are_one_pixel_wide():
+    edge = np.zeros((80, 80), np.uint8)
+    edge[21] = 1  # straight
+    edge[np.arange(80), np.arange(80)] = 1  # a diagonal
+    edge[60:63, :] = 1  # three wide, over a border of blocks
+    small = shrink_sample({"boundary": edge}, 4)["boundary"]
+    holds = edge.reshape(20, 4, 20, 4).any((1, 3))
+    assert np.array_equal(small, skimage_thin(holds))
+    assert small[5, 1:].all()
+    assert not (small[:-1, :-1] & small[1:, 1:] & small[:-1, 1:] & small[1:, :-1]).any()
+
+
+def test_shrunk_boundaries_are_ignored_where_the_centre_is():
+    edge = np.zeros((8, 8), np.uint8)
+    edge[:4] = 255
+    edge[0, 0] = 1
+    assert shrink_sample({"boundary": edge}, 4)["boundary"].tolist() == [[1, 255], [0, 0]]
+
+
+def test_shrunk_files_say_so(tmp_path, capsys):
+    truth = write_nyud(tmp_path)
+    assert prep("nyud", "--raw", tmp_path, "--shrink", 4, "--out", tmp_path / "n.h5") == 0
+    assert "1.9 pixels here, 7.7 without" in capsys.readouterr().out
+    with h5py.File(tmp_path / "n.h5") as file:
+        assert file.attrs["shrink"] == 4
+        assert file["train/image"].shape == (3, 106, 140, 3)
+        assert file["train/size"][0].tolist() == [37 // 4, 53 // 4]
+        label = truth["a1"]["segmentation"][2:36:4, 2:52:4]
+        found = sample_of(file["train"], 0)["semseg"]
+        assert np.array_equal(found, np.where(label % 255 == 0, 255, label - 1))
+    assert prep("check", tmp_path / "n.h5") == 0
+
+
+def test_shrinking_to_nothing_is_refused(tmp_path, capsys):
+    write_nyud(tmp_path / "n", size=(9, 60))
+    for k, told in (
+        (14, "--shrink 14 leaves under 32 pixels; 13 is the most"),
+        (10, "nothing is left"),
+    ):
+        line = refused(
+            capsys, "nyud", "--raw", tmp_path / "n", "--shrink", k, "--out", tmp_path / "o"
+        )
+        assert told in line
