@@ -58,13 +58,16 @@ def fetch_package(sources, folder, command):
     command: what to type after a download by hand.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tried = []
     for source in sources:
         archive = folder / source.name
         if archive.exists():
-            print(f"{archive} is there already: unpacking it")
+            print(f"{archive} is there already: unpacking it", flush=True)
             unpack(archive, folder)
             return
+
+    tried = []
+    for source in sources:
+        archive = folder / source.name
         if (folder / source.folder).exists():
             tried.append(f"{source.url}: {folder / source.folder} is there already, move it away")
             continue
@@ -291,6 +294,8 @@ def unpack_tar(archive, own):
             member.mode = 0o755 if member.isdir() else 0o644
             members.extract(member, own, set_attrs=False)
             report.add(raw.tell() - report.done)
+        while members.fileobj.read(BLOCK):  # to its end, where gzip keeps the checksum
+            pass
         report.end()
 
 

@@ -28,13 +28,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from conftest import error_line, main
 from PIL import Image
 from scipy import ndimage
 from scipy.io import savemat
 
 import data_prep
 import mtcd
+from conftest import error_line, main
 from extras import download, rawfiles, rooms
 from extras.datafile import in_order, summarise
 from extras.download import Source
@@ -1163,3 +1163,571 @@ def test_shrinking_to_nothing_is_refused(tmp_path, capsys):
             capsys, "nyud", "--raw", tmp_path / "n", "--shrink", k, "--out", tmp_path / "o"
         )
         assert told in line
+
+
+# ---------------------------------------------------------------------------------------- download
+class Site:
+    """A server on 127.0.0.1: what it serves, how it misbehaves, what it was asked."""
+
+    def __init__(self):
+        self.files = {}  # path -> bytes
+        self.breaks = {}  # path -> after how many bytes each answer breaks off, one by one
+        self.statuses = {}  # path -> statuses to answer, one by one, before it serves
+        self.validators = True  # ETag
+        self.ranges = True
+        self.asked = []  # (path, Range or None)
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
+        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+
+    def url(self, path):
+        return f"http://127.0.0.1:{self.server.server_port}{path}"
+
+    def handler(site):
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_):
+                pass
+
+            def do_GET(self):
+                wanted = self.headers["Range"]
+                site.asked.append((self.path, wanted))
+                if site.statuses.get(self.path):
+                    self.send_error(site.statuses[self.path].pop(0))
+                    return
+                if self.path not in site.files:
+                    self.send_error(404)
+                    return
+                content = site.files[self.path]
+                tag = f'"{hashlib.md5(content).hexdigest()}"'
+                start = 0
+                if wanted and site.ranges and self.headers["If-Range"] in (None, tag):
+                    start = int(wanted.removeprefix("bytes=").removesuffix("-"))
+                    if start >= len(content):
+                        self.send_error(416)
+                        return
+                self.send_response(206 if start else 200)
+                if start:
+                    self.send_header(
+                        "Content-Range", f"bytes {start}-{len(content) - 1}/{len(content)}"
+                    )
+                if site.validators:
+                    self.send_header("ETag", tag)
+                self.send_header("Content-Length", str(len(content) - start))
+                self.end_headers()
+                body = content[start:]
+                if site.breaks.get(self.path):
+                    body = body[: site.breaks[self.path].pop(0)]
+                self.wfile.write(body)
+
+        return Handler
+
+
+@pytest.fixture
+def site(monkeypatch):
+    monkeypatch.setattr(download, "PAUSE", 0)
+    site = Site()
+    yield site
+    site.server.shutdown()
+    site.server.server_close()
+
+
+@pytest.fixture
+def package(tmp_path):
+    """The bytes of NYUD_MT.tgz, as the field serves it."""
+    write_nyud(tmp_path / "source/NYUD_MT", "astmt")
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        archive.add(tmp_path / "source/NYUD_MT", "NYUD_MT")
+    return data.getvalue()
+
+
+def serve(monkeypatch, *sources):
+    """These addresses in place of the real ones."""
+    nyud = dataclasses.replace(data_prep.PACKAGES["nyud"], sources=sources)
+    monkeypatch.setitem(data_prep.PACKAGES, "nyud", nyud)
+
+
+def content(folder):
+    return {
+        path.relative_to(folder): path.read_bytes() for path in folder.rglob("*") if path.is_file()
+    }
+
+
+def test_one_command_fetches_unpacks_and_converts(
+    in_small, site, package, tmp_path, monkeypatch, capsys
+):
+    """The first address is dead, the second a web page, the third breaks off in the middle."""
+    site.files["/page.tgz"] = b"<html>not here any more</html>"
+    site.files["/NYUD_MT.tgz"] = package
+    site.breaks["/NYUD_MT.tgz"] = [len(package) // 2]
+    serve(
+        monkeypatch,
+        Source(site.url("/gone.tgz"), "NYUD_MT"),
+        Source(site.url("/page.tgz"), "NYUD_MT"),
+        Source(site.url("/NYUD_MT.tgz"), "NYUD_MT"),
+    )
+    raw = tmp_path / "raw"
+    (raw / "mine").mkdir(parents=True)
+    (raw / "mine/notes.txt").write_text("kept")
+    command = ("nyud", "--download", "--raw", raw, "--out", tmp_path / "n.h5")
+    assert prep(*command) == 0
+    output = capsys.readouterr().out
+    assert "404" in output
+    assert "a web page" in output
+    assert "trying again" in output
+    assert "0:00:00 left" in output
+    assert site.asked[-1] == ("/NYUD_MT.tgz", f"bytes={len(package) // 2}-")
+    assert content(raw / "NYUD_MT") == content(tmp_path / "source/NYUD_MT")
+    assert (raw / "NYUD_MT.tgz").read_bytes() == package
+    assert {path.name for path in raw.iterdir()} == {"NYUD_MT", "NYUD_MT.tgz", "mine"}
+    assert (raw / "mine/notes.txt").read_text() == "kept"
+
+    requests = len(site.asked)  # the same again asks for nothing
+    assert prep(*command) == 0
+    assert "is there already" in capsys.readouterr().out
+    shutil.rmtree(raw / "NYUD_MT")
+    assert prep(*command) == 0
+    assert len(site.asked) == requests
+
+
+def test_a_download_goes_on_in_another_run(site, tmp_path):
+    whole = np.random.default_rng(0).bytes(3_000_000)
+    site.files["/a.tgz"] = whole
+    site.breaks["/a.tgz"] = [1_000_000, 1, 0, 0, 0]
+    with pytest.raises(download.NoFile, match="broke off, 3 times"):
+        download.fetch(site.url("/a.tgz"), tmp_path / "a.tgz")
+    assert not (tmp_path / "a.tgz").exists()
+    download.fetch(site.url("/a.tgz"), tmp_path / "a.tgz")
+    assert (tmp_path / "a.tgz").read_bytes() == whole
+    ranges = [wanted for _, wanted in site.asked]
+    assert ranges == [None, "bytes=1000000-", *["bytes=1000001-"] * 4]
+    assert [path.name for path in tmp_path.iterdir()] == ["a.tgz"]
+
+
+@pytest.mark.parametrize("case", ["changed", "no validator", "no ranges", "other address"])
+def test_parts_of_two_files_are_never_joined(case, site, tmp_path):
+    rng = np.random.default_rng(0)
+    site.files["/a.tgz"] = site.files["/b/a.tgz"] = rng.bytes(900_000)
+    site.breaks["/a.tgz"] = [500_000, 0, 0, 0]
+    site.validators = case != "no validator"
+    with pytest.raises(download.NoFile):
+        download.fetch(site.url("/a.tgz"), tmp_path / "a.tgz")
+    site.breaks.clear()
+    address = "/a.tgz"
+    if case == "changed":
+        site.files["/a.tgz"] = rng.bytes(800_000)
+    if case == "no ranges":
+        site.ranges = False
+    if case == "other address":
+        address = "/b/a.tgz"
+        site.files[address] = rng.bytes(900_000)
+    download.fetch(site.url(address), tmp_path / "a.tgz")
+    assert (tmp_path / "a.tgz").read_bytes() == site.files[address]
+
+
+def test_a_part_longer_than_the_file_begins_anew(site, tmp_path):
+    site.files["/a.tgz"] = b"0123456789"
+    partial_file = download.Partial(tmp_path / "a.tgz.part", tmp_path / "a.tgz.part.json")
+    partial_file.path.write_bytes(bytes(20))
+    tag = hashlib.md5(b"0123456789").hexdigest()
+    partial_file.remember(site.url("/a.tgz"), {"ETag": f'"{tag}"'})
+    download.fetch(site.url("/a.tgz"), tmp_path / "a.tgz")
+    assert (tmp_path / "a.tgz").read_bytes() == b"0123456789"
+
+
+def test_a_weak_etag_is_no_validator():
+    headers = {"ETag": 'W/"1"', "Last-Modified": "Mon, 01 Jan 2024 00:00:00 GMT"}
+    assert download.strong_validator(headers) == headers["Last-Modified"]
+    assert download.strong_validator({"ETag": '"1"', **headers} | {"ETag": '"1"'}) == '"1"'
+
+
+def test_a_server_that_is_busy_is_asked_again(site, tmp_path):
+    site.files["/a.tgz"] = b"content"
+    site.statuses["/a.tgz"] = [503, 429]
+    download.fetch(site.url("/a.tgz"), tmp_path / "a.tgz")
+    assert (tmp_path / "a.tgz").read_bytes() == b"content"
+
+
+def test_a_download_that_fails_is_one_line_with_what_was_tried(site, tmp_path, monkeypatch, capsys):
+    site.files["/page.tgz"] = b"  <!DOCTYPE html>"
+    nobody = "http://127.0.0.1:9/NYUD_MT.tgz"
+    serve(
+        monkeypatch,
+        Source(site.url("/gone.tgz"), "NYUD_MT"),
+        Source(site.url("/page.tgz"), "NYUD_MT"),
+        Source(nobody, "NYUD_MT"),
+    )
+    out = old_file(tmp_path)
+    raw = tmp_path / "raw"
+    line = refused(capsys, "nyud", "--download", "--raw", raw, "--out", out)
+    assert f"{site.url('/gone.tgz')}: the server answers 404" in line
+    assert f"{site.url('/page.tgz')}: a web page" in line
+    assert f"{nobody}: no connection" in line
+    assert f"unpack it into {raw} and type python data_prep.py nyud --raw {raw}" in line
+    assert is_untouched(out)
+    assert not list(raw.iterdir())
+
+
+def test_a_full_disk_is_told_before_the_download(site, tmp_path, monkeypatch, capsys):
+    site.files["/NYUD_MT.tgz"] = bytes(5_000_000)
+    serve(monkeypatch, Source(site.url("/NYUD_MT.tgz"), "NYUD_MT"))
+    usage = shutil.disk_usage(tmp_path)._replace(free=1_000_000)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    line = refused(capsys, "nyud", "--download", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    assert "needs 5 MB, 1 MB are free" in line
+
+
+def test_a_folder_of_the_users_is_not_replaced(site, package, tmp_path, monkeypatch, capsys):
+    serve(monkeypatch, Source(site.url("/NYUD_MT.tgz"), "NYUD_MT"))
+    raw = tmp_path / "raw"
+    (raw / "NYUD_MT").mkdir(parents=True)
+    (raw / "NYUD_MT/mine.txt").write_text("kept")
+    for archive in (False, True):
+        if archive:
+            (raw / "NYUD_MT.tgz").write_bytes(package)
+        before = content(raw)
+        line = refused(capsys, "nyud", "--download", "--raw", raw, "--out", tmp_path / "n.h5")
+        assert f"{raw / 'NYUD_MT'} is there already" in line
+        assert content(raw) == before
+    assert not site.asked
+
+
+def tar_of(*members):
+    data = io.BytesIO()
+    with tarfile.open(fileobj=data, mode="w:gz") as archive:
+        for name, kind, target in members:
+            info = tarfile.TarInfo(name)
+            info.type = kind
+            info.linkname = target
+            body = b"evil" if kind == tarfile.REGTYPE else b""
+            info.size = len(body)
+            archive.addfile(info, io.BytesIO(body))
+    return data.getvalue()
+
+
+def zip_of(*members):
+    data = io.BytesIO()
+    with zipfile.ZipFile(data, "w") as archive:
+        for name, mode in members:
+            info = zipfile.ZipInfo(name)
+            info.external_attr = mode << 16
+            archive.writestr(info, "../../target")
+    return data.getvalue()
+
+
+FILE = tarfile.REGTYPE
+LINK = tarfile.SYMTYPE
+HOSTILE = {
+    "tar up": tar_of(("good/a", FILE, ""), ("../evil", FILE, "")),
+    "tar up inside": tar_of(("good/../../evil", FILE, "")),
+    "tar absolute": tar_of(("/tmp/evil", FILE, "")),
+    "tar drive": tar_of(("C:\\evil", FILE, "")),
+    "tar link": tar_of(("good", LINK, ".."), ("good/evil", FILE, "")),
+    "tar absolute link": tar_of(("good", LINK, "/etc")),
+    "tar hard link": tar_of(("good", tarfile.LNKTYPE, "/etc/passwd")),
+    "tar device": tar_of(("good", tarfile.CHRTYPE, "")),
+    "tar pipe": tar_of(("good", tarfile.FIFOTYPE, "")),
+    "zip up": zip_of(("good/a", 0o644), ("../evil", 0o644)),
+    "zip absolute": zip_of(("/tmp/evil", 0o644)),
+    "zip backslash": zip_of(("..\\evil", 0o644)),
+    "zip link": zip_of(("good", 0o120777)),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_a_hostile_archive_is_refused_as_a_whole(case, tmp_path):
+    folder = tmp_path / "a/b"
+    folder.mkdir(parents=True)
+    archive = folder / "NYUD_MT.tgz"
+    archive.write_bytes(HOSTILE[case])
+    before = content(tmp_path)
+    with pytest.raises(data_prep.PrepError, match="NYUD_MT.tgz holds .*not unpacked"):
+        download.unpack(archive, folder)
+    assert content(tmp_path) == before
+    assert list(folder.iterdir()) == [archive]
+    assert not Path("/tmp/evil").exists()
+
+
+@pytest.mark.parametrize("kind", ["cut", "bits", "nonsense", "empty", "empty tar"])
+def test_a_damaged_archive_is_one_line_and_kept(kind, package, tmp_path):
+    archive = tmp_path / "raw/NYUD_MT.tgz"
+    archive.parent.mkdir()
+    middle = len(package) // 2
+    broken = {
+        "cut": package[:middle],
+        "bits": package[:middle] + b"????????" + package[middle + 8 :],
+        "nonsense": b"nonsense" * 99,
+        "empty": b"",
+        "empty tar": tar_of(),
+    }
+    archive.write_bytes(broken[kind])
+    with pytest.raises(data_prep.PrepError, match="raw.*(damaged|no tar or zip|is empty)"):
+        download.unpack(archive, archive.parent)
+    assert list(archive.parent.iterdir()) == [archive]
+
+
+def test_a_zip_is_unpacked_too(tmp_path):
+    write_nyud(tmp_path / "source/NYUD_MT")
+    shutil.make_archive(tmp_path / "raw/package", "zip", tmp_path / "source")
+    download.unpack(tmp_path / "raw/package.zip", tmp_path / "raw")
+    assert content(tmp_path / "raw/NYUD_MT") == content(tmp_path / "source/NYUD_MT")
+
+
+# -------------------------------------------------------------------------------------- the writer
+def child(arguments, **options):
+    return subprocess.Popen(
+        [sys.executable, data_prep.__file__, *map(str, arguments)],
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        **options,
+    )
+
+
+@pytest.mark.parametrize("size", [1000, 1_500_000, 6_000_000])
+def test_a_full_disk_is_one_line_and_keeps_the_old_file(size, tmp_path):
+    write_nyud(tmp_path / "n")
+    out = old_file(tmp_path)
+    limit = partial(resource.setrlimit, resource.RLIMIT_FSIZE, (size, size))
+    process = child(["nyud", "--raw", tmp_path / "n", "--out", out], preexec_fn=limit)
+    errors = process.communicate()[1].splitlines()
+    assert process.returncode == 2
+    assert len(errors) == 1
+    assert str(out) in errors[0]
+    assert is_untouched(out)
+
+
+@pytest.mark.parametrize(
+    "number, to_group",
+    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
+)
+def test_an_interrupted_run_keeps_the_old_file_and_leaves_no_process(tmp_path, number, to_group):
+    write_nyud(tmp_path / "n", ids=[f"x{i}" for i in range(60)], size=(40, 100))
+    out = old_file(tmp_path)
+    process = child(["nyud", "--raw", tmp_path / "n", "--out", out])
+    while not list(out.parent.glob(".*")) and process.poll() is None:
+        time.sleep(0.01)
+    time.sleep(0.1)
+    if to_group:
+        os.killpg(process.pid, number)
+    else:
+        process.send_signal(number)
+    errors = process.communicate(timeout=60)[1].splitlines()
+    assert process.returncode == 2
+    assert len(errors) == 1
+    assert "interrupted" in errors[0]
+    assert is_untouched(out)
+    with pytest.raises(ProcessLookupError):  # no worker is left
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+
+
+def test_an_interrupted_download_goes_on(site, package, tmp_path):
+    """Ctrl-C in the middle: what has come stays."""
+    site.files["/a.tgz"] = package
+    came = []
+
+    def interrupted(response):
+        if came:
+            raise KeyboardInterrupt
+        came.append(response.read(100))
+        return came[0]
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(download, "read_block", interrupted)
+        download.fetch(site.url("/a.tgz"), tmp_path / "a.tgz")
+    assert (tmp_path / "a.tgz.part").stat().st_size == 100
+    download.fetch(site.url("/a.tgz"), tmp_path / "a.tgz")
+    assert (tmp_path / "a.tgz").read_bytes() == package
+    assert site.asked[-1] == ("/a.tgz", "bytes=100-")
+
+
+def test_check_finds_what_is_not_as_it_was_written(tmp_path, capsys):
+    path = tmp_path / "t.h5"
+    data_prep.make_toy(path, train=3, val=2, height=20, width=30)
+    capsys.readouterr()
+    assert prep("check", path) == 0
+    assert "5 images, all whole" in capsys.readouterr().out
+    whole = path.read_bytes()
+    with h5py.File(path) as file:
+        names = {name for name in file["val"] if name != "crc32"}
+        chunk = file["train/semseg"].id.get_chunk_info(2)
+    assert names == {*data_prep.FORMAT, "id", "size"}
+    for name in names:
+        with h5py.File(path, "r+") as file:
+            old = file["val"][name][1]
+            file["val"][name][1] = b"other" if name == "id" else old + np.ones_like(old)
+        assert "1 of 5" in refused(capsys, "check", path)
+        path.write_bytes(whole)
+
+    middle = chunk.byte_offset + chunk.size // 2  # so that gzip fails
+    path.write_bytes(whole[:middle] + b"????" + whole[middle + 4 :])
+    assert prep("check", path) == 2
+    assert "damaged: train train_0002\n" in capsys.readouterr().out
+    path.write_bytes(whole)
+    with h5py.File(path, "r+") as file:
+        del file["val/crc32"]
+    assert "no checksums" in refused(capsys, "check", path)
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_check_of_a_damaged_file_ends_well_or_in_one_line(kind, tmp_path, capsys):
+    rng = np.random.default_rng(0)
+    path = tmp_path / "t.h5"
+    data_prep.make_toy(path, train=2, val=1, height=20, width=30)
+    whole = path.read_bytes()
+    for _ in range(10):
+        path.write_bytes(damaged(whole, kind, rng))
+        capsys.readouterr()
+        if prep("check", path) == 2:
+            assert str(path) in error_line(capsys)
+
+
+def test_memory_stays_flat(tmp_path):
+    """Peak of the parent and of any worker, 12 raw frames: what 300 need, too."""
+    write_raw(tmp_path)
+    with h5py.File(tmp_path / "nyu_depth_v2_labeled.mat", "r+") as file:
+        for name in ("images", "depths", "labels", "instances"):
+            four = file[name][:]
+            del file[name]
+            file[name] = np.concatenate([four] * 3)
+    write_splits(tmp_path, range(1, 9), range(9, 13))
+    code = """import resource, sys, data_prep
+status = data_prep.main(sys.argv[1:])
+own = open('/proc/self/status').read().split('VmHWM:')[1].split()[0]  # ru_maxrss is the test's
+workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+print(status, int(own) // 1024, workers // 1024)"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "nyud", "--raw", tmp_path, "--out", tmp_path / "o.h5"],
+        cwd=Path(data_prep.__file__).parent,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    status, parent, worker = map(int, done.stdout.splitlines()[-1].split())
+    assert status == 0
+    assert parent < 300
+    assert worker < 300
+
+
+def test_results_do_not_pile_up():
+    """At most ahead + 1 calls are begun before the first result is taken, and the order is kept."""
+    begun = []
+
+    def square(x):
+        begun.append(x)
+        return x**2
+
+    with ThreadPoolExecutor(2) as pool:
+        for index, result in enumerate(in_order(pool, square, range(99), 4)):
+            assert result == index**2
+            assert len(begun) <= index + 5
+    assert len(begun) == 99
+
+
+# ------------------------------------------------------------------------------------- the summary
+def counted(*rows):
+    """Counts of some images from {value: pixels}."""
+    counts = np.zeros((len(rows), 256), int)
+    for row, pixels in zip(counts, rows):
+        for value, number in pixels.items():
+            row[value] = number
+    return counts
+
+
+def test_the_summary_has_a_line_per_task_and_marks_what_is_unusual(capsys):
+    counts = {
+        "semseg": counted({0: 50, 2: 10, 255: 40}, {0: 90, 255: 10}),
+        "boundary": counted({0: 95, 1: 5}, {0: 97, 1: 3}),
+        "depth": counted({12: 50, 30: 50}, {255: 100}),
+        "normal": counted({0: 4, 255: 96}, {0: 4, 255: 96}),
+    }
+    names = {"semseg": ("wall", "bed", "lamp"), "boundary": ("background", "boundary")}
+    summarise("train", counts, names)
+    assert capsys.readouterr().out.splitlines() == [
+        "train semseg        2 images,  75.0 % valid, 2 of 3 classes",
+        "    ! never occurs: bed",
+        "train boundary      2 images, 100.0 % valid, 4.0 % boundary",
+        "train depth         1 images,  50.0 % valid, 1.2 to 3.0 m, half of it within 1.3 m",
+        "    ! 1 images without a label",
+        "train normal        2 images,   4.0 % valid",
+        "    ! few valid pixels: 4.0 %",
+    ]
+
+
+def test_a_long_list_of_absent_classes_is_wrapped(capsys):
+    names = {"semseg": data_prep.NYUD_CLASSES}
+    summarise("val", {"semseg": counted({0: 9})}, names)
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= 96
+    assert lines[1].startswith("    ! never occurs: floor, cabinet, bed")
+    assert lines[-1].endswith("otherprop")
+
+
+# --------------------------------------------------------------------------------- fitted normals
+KINECT = (518.8579, 519.4696, 325.5824, 253.7362)
+
+
+def rays():
+    """(480, 640, 3) viewing rays of the Kinect with z = 1."""
+    fx, fy, cx, cy = KINECT
+    y, x = np.mgrid[:480, :640]
+    return np.dstack([(x - cx) / fx, (y - cy) / fy, np.ones((480, 640))])
+
+
+def fitted(depth):
+    """Unit normals, 0 where there are none."""
+    normals = normals_from_depth(depth.astype(np.float32), KINECT)
+    length = np.linalg.norm(normals, axis=-1, keepdims=True)
+    return normals / np.where(length > 1e-6, length, np.inf)
+
+
+def degrees(a, b):
+    difference = np.linalg.norm(a - b, axis=-1)
+    total = np.linalg.norm(a + b, axis=-1)
+    return np.degrees(2 * np.arctan2(difference, total))
+
+
+@pytest.mark.parametrize(
+    "normal, offset",
+    [((0, 0, -1), 2), ((0, -1, -0.2), 1.5), ((0.6, -0.3, -0.7), 2), ((-0.9, 0.1, -0.3), 3)],
+)
+def test_normals_of_planes(normal, offset):
+    n = np.array(normal) / np.linalg.norm(normal)
+    depth = -offset / (rays() @ n)
+    seen = (depth > 0) & (depth < 12)
+    seen[200:220, 300:330] = False  # a hole
+    depth = np.where(seen, depth, 0)
+    found = fitted(depth)
+    assert not found[~seen].any()
+    assert degrees(found, n)[seen].mean() < 0.1
+    noisy = depth * (1 + 0.002 * np.random.default_rng(0).normal(size=depth.shape))
+    assert degrees(fitted(noisy), n)[seen].mean() < 4
+
+
+@pytest.mark.parametrize(
+    "centre, radius",
+    [((0, 0, 2), 0.5), ((0.3, -0.2, 3), 1), ((-0.5, 0.2, 1.5), 0.3)],
+)
+def test_normals_of_spheres_before_a_wall(centre, radius):
+    ray = rays()
+    c = np.array(centre)
+    a = (ray**2).sum(-1)
+    b = ray @ c
+    root = b * b - a * (c @ c - radius**2)
+    hit = root > 0
+    depth = np.where(hit, (b - np.sqrt(np.maximum(root, 0))) / a, 6)
+    true = np.where(hit[..., None], (ray * depth[..., None] - c) / radius, [0, 0, -1])
+    error = degrees(fitted(depth), true)
+    inside = hit & (root > 0.15 * root.max())
+    assert error[inside].mean() < 0.5
+    assert error[hit].mean() < 2
+    assert error[~hit].max() < 0.5  # right up to the edge of depth
+
+
+def test_normals_do_not_cross_a_crease():
+    floor = 1.2 / np.maximum(rays()[..., 1], 1e-9)
+    wall = np.full((480, 640), 3.0)
+    true = np.where((floor < wall)[..., None], [0, -1, 0], [0, 0, -1])
+    assert degrees(fitted(np.minimum(floor, wall)), true).mean() < 0.3
