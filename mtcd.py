@@ -1428,6 +1428,8 @@ REMEDIES = {
     "/torch_": "/dev/shm is full: --workers 0, or docker run --shm-size=8g",
     "unable to lock": "close what writes it, or set HDF5_USE_FILE_LOCKING=FALSE",
     "out of memory": "take a smaller --batch-size",
+    "DataLoader worker": "it was killed, as memory or /dev/shm may be full: take fewer --workers",
+    "EOFError": "a worker was killed, as memory or /dev/shm may be full: take fewer --workers",
     "more than 1 value per channel": "take a larger --batch-size for images this small",
 }
 
