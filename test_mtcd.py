@@ -470,7 +470,7 @@ def test_it_learns_from_free_features():
         "depth": torch.kron(1 + 4 * torch.rand(2, 1, 4, 5), patch),
     }
     features = {task: torch.randn(2, 16, 32, 40, requires_grad=True) for task in tasks}
-    contrast = mtcd.CrossTaskContrast(tasks, 16)
+    contrast = mtcd.CrossTaskContrast(tasks, 16, samples=1024)
     optimiser = torch.optim.Adam([*features.values(), *contrast.parameters()], 0.01)
     shares = []
     for _ in range(300):

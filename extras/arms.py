@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: MIT
 """Other forms of the regulariser: each is CrossTaskContrast but for one choice.
 
-FORMS holds them by name; extras/study.py measures them. Forms "of 384" look at all pairs of 384
-samples, so they are to be compared with "samples 384".
+FORMS holds them by name; extras/study.py measures them. All of them but "samples 128", the default
+that the study led to, draw 1,024 samples or what their name says. Forms "of 384" look at all pairs
+of 384 samples, so they are to be compared with "samples 384".
 """
 
 from functools import partial
@@ -14,25 +15,32 @@ from torch import nn
 from mtcd import CrossTaskContrast
 
 
+class Ours(CrossTaskContrast):
+    """The regulariser as the study measured it first: with 1,024 samples."""
+
+    def __init__(self, tasks, channels, samples=1024, **choices):
+        super().__init__(tasks, channels, samples=samples, **choices)
+
+
 # ------------------------------------------------------------------------- which source, which pixels
-class AllSources(CrossTaskContrast):
+class AllSources(Ours):
     """Every other task is a source in every iteration: the mean over the sources."""
 
     def draw_sources(self, features, labels):
-        return [(t, s) for t, s in self.pairs() if t in features and s in labels]
+        return [(t, s) for t, s in self.task_pairs() if t in features and s in labels]
 
     def forward(self, features, labels):
         return super().forward(features, labels) / (len(self.tasks) - 1)
 
 
-class OwnLabels(CrossTaskContrast):
+class OwnLabels(Ours):
     """A task's own labels are its source: the control that the paper excludes."""
 
-    def pairs(self):
-        return [(task, task) for task in self.tasks]
+    def task_pairs(self):
+        return [(task, task) for task in self.targets]
 
 
-class NoBoundarySource(CrossTaskContrast):
+class NoBoundarySource(Ours):
     """Boundary labels are no source: they say little about the other tasks' features."""
 
     def draw_sources(self, features, labels):
@@ -40,7 +48,7 @@ class NoBoundarySource(CrossTaskContrast):
         return super().draw_sources(features, sources)
 
 
-class PerImage(CrossTaskContrast):
+class PerImage(Ours):
     """Pairs within an image only; 128 samples per image, 1,024 per batch of 8."""
 
     def __init__(self, tasks, channels):
@@ -55,14 +63,14 @@ class PerImage(CrossTaskContrast):
 
 
 # ----------------------------------------------------------------------------------------- projectors
-class LinearProjector(CrossTaskContrast):
+class LinearProjector(Ours):
     """One matrix in place of two with a ReLU between."""
 
     def build_projector(self, channels, dim):
         return nn.Linear(channels, dim)
 
 
-class NoProjector(CrossTaskContrast):
+class NoProjector(Ours):
     """Distances between the features themselves, scaled to unit length."""
 
     def build_projector(self, channels, dim):
@@ -76,7 +84,7 @@ def only_largest(values, mask):
     return torch.zeros_like(mask).scatter(1, largest, True) & mask
 
 
-class NearestOf(CrossTaskContrast):
+class NearestOf(Ours):
     """The nearest of the first `among` negatives; ours takes the first."""
 
     def __init__(self, tasks, channels, among):
@@ -90,13 +98,13 @@ class NearestOf(CrossTaskContrast):
         return other, positive, only_largest(cosine, negative)
 
 
-class AllPairs(CrossTaskContrast):
+class AllPairs(Ours):
     """Every pixel looks at all others, of which there are fewer: 384."""
 
     def __init__(self, tasks, channels):
         super().__init__(tasks, channels, samples=384)
 
-    def draw_partners(self, n, device):
+    def draw_candidates(self, n, device):
         return torch.arange(n, device=device).expand(n, n)
 
 
@@ -144,19 +152,19 @@ class InfoNCE(AllPairs):
 
 
 FORMS = {
-    "ours": CrossTaskContrast,
+    "ours": Ours,
     "own labels": OwnLabels,
     "hardest negatives of 384": Hardest,
     "semi-hard negatives of 384": SemiHard,
     "InfoNCE of 384": InfoNCE,
     "nearest of 4 negatives": partial(NearestOf, among=4),
     "nearest of 16 negatives": partial(NearestOf, among=16),
-    "margin 0.1": partial(CrossTaskContrast, margin=0.1),
-    "margin 0.3": partial(CrossTaskContrast, margin=0.3),
-    "margin 2": partial(CrossTaskContrast, margin=2.0),
-    "samples 128": partial(CrossTaskContrast, samples=128),
-    "samples 384": partial(CrossTaskContrast, samples=384),
-    "samples 4096": partial(CrossTaskContrast, samples=4096),
+    "margin 0.1": partial(Ours, margin=0.1),
+    "margin 0.3": partial(Ours, margin=0.3),
+    "margin 2": partial(Ours, margin=2.0),
+    "samples 128": CrossTaskContrast,
+    "samples 384": partial(Ours, samples=384),
+    "samples 4096": partial(Ours, samples=4096),
     "all sources": AllSources,
     "no boundary source": NoBoundarySource,
     "pairs within an image": PerImage,

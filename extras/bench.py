@@ -5,7 +5,10 @@
 
 A training step with and without the regulariser, the regulariser alone, the loader, inference and
 every metric: medians of 5 rounds, in turn, so that a machine's drift meets all alike.
+--checkpoint FILE takes data, tasks and encoder from that run. --out, --resume and --eval have no
+effect here.
 """
+
 import argparse
 import itertools
 import json
@@ -14,14 +17,20 @@ import statistics
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from torch.utils.data import default_collate
 
 import mtcd
+from extras.lite0 import load_network
+
+PLAIN = "training step, lambda = 0"
+REGULARISED = "training step, regularised"
 
 
+# --------------------------------------------------------------------------------------- measuring
 def median_seconds(jobs, device, rounds=5):
     """{name: job} -> {name: median seconds}, after a warm-up; the jobs take turns."""
     times = {name: [] for name in jobs}
@@ -45,43 +54,54 @@ def peak_memory(job, device):
         before = torch.cuda.memory_allocated(device)
         job()
         return torch.cuda.max_memory_allocated(device) - before
+
+    # On a CPU only the profiler's trace tells: an event for each tensor that came or went.
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # no messages of the profiler's own
     cpu = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         job()
     with tempfile.TemporaryDirectory() as folder:
-        profile.export_chrome_trace(f"{folder}/trace.json")
-        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
-    changes = [(event["ts"], event["args"]["Bytes"])  # a tensor came, or went: negative
-               for event in events if event["name"] == "[memory]"]
+        path = Path(folder) / "trace.json"
+        profile.export_chrome_trace(str(path))
+        events = json.loads(path.read_text())["traceEvents"]
+
+    changes = []  # (time, bytes), negative where a tensor went
+    for event in events:
+        if event["name"] == "[memory]":
+            changes.append((event["ts"], event["args"]["Bytes"]))
     return max(itertools.accumulate(size for _, size in sorted(changes)))
 
 
+# -------------------------------------------------------------------------------------------- jobs
 def training_jobs(objective, optimiser, images, labels, amp):
     """{name: job}: a step without and with the regulariser, and the regulariser alone."""
-    net, contrast = objective.net, objective.contrast
+    regulariser = objective.regulariser
     with torch.no_grad():
-        features = net.features(images)
+        features = objective.net.features(images)
 
     def step(regulariser):
-        objective.contrast = regulariser
+        objective.regulariser = regulariser
         with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
-            losses = objective(images, labels)
-        sum(losses.values()).backward()
+            losses, contrast_loss = objective(images, labels)
+        total = sum(losses.values()) + contrast_loss
+        total.backward()
         optimiser.step()
         optimiser.zero_grad()
 
     def alone():
         leaves = {task: feature.detach().requires_grad_() for task, feature in features.items()}
-        contrast(leaves, labels).backward()
+        regulariser(leaves, labels).backward()
 
-    return {"training step, lambda = 0": lambda: step(None),
-            "training step, regularised": lambda: step(contrast),
-            "regulariser alone, forward and backward": alone}
+    return {
+        PLAIN: partial(step, None),
+        REGULARISED: partial(step, regulariser),
+        "regulariser alone, forward and backward": alone,
+    }
 
 
 def inference_jobs(net, image, truth, config, amp):
     """{name: job}: predictions of one image, and every task's metric on them."""
+
     def infer():
         net.eval()
         with torch.inference_mode(), torch.autocast(image.device.type, torch.bfloat16, enabled=amp):
@@ -89,54 +109,87 @@ def inference_jobs(net, image, truth, config, amp):
         net.train()
         return predictions
 
-    def measure(task, prediction):
-        meter = mtcd.TASKS[task].meter(config["channels"][task], protocol)
-        return lambda: meter.update(prediction, truth[task])
-
-    jobs, protocol = {"inference, one image": infer}, mtcd.PROTOCOLS[config["dataset"]]
+    jobs = {"inference, one image": infer}
+    protocol = mtcd.PROTOCOLS[config["dataset"]]
     for task, prediction in infer().items():
+        metric = mtcd.build_metric(task, config["channels"][task], protocol)
         prediction = mtcd.postprocess(task, prediction.float())
-        jobs[f"{mtcd.TASKS[task].metric} of {task}, one image"] = measure(task, prediction)
+        name = f"{mtcd.TASKS[task].metric.name} of {task}, one image"
+        jobs[name] = partial(metric.update, prediction, truth[task])
     return jobs
 
 
+# ------------------------------------------------------------------------------------ command line
 def bench(args):
     """Time everything, print a table."""
     device = mtcd.start_device(args.device)
-    args.contrast = args.contrast or 2.0  # the bench has both
-    config, batch = mtcd.run_config(args), args.batch_size
-    data = mtcd.DenseTasks(config["data"], "train", config["tasks"], augment=True)
+    encoder = None
+    if args.checkpoint:
+        encoder = follow_run(args, device)
+    if not args.contrast:  # the bench has both
+        args.contrast = mtcd.PROTOCOLS[args.dataset].contrast
+    config = mtcd.run_config(args)
+    batch_size = args.batch_size
+
+    train = mtcd.DenseTasks(config["data"], "train", config["tasks"], augment=True)
     val = mtcd.DenseTasks(config["data"], "val", config["tasks"])
-    images, labels = mtcd.to_device(default_collate([data[i] for i in range(batch)]), device)
-    objective, optimiser, _ = mtcd.set_up(args, config, device)
+    batch = default_collate([train[i] for i in range(batch_size)])
+    images, labels = mtcd.to_device(batch, device)
+    image, truth = mtcd.to_device(default_collate([val[0]]), device)
+
+    objective, optimiser, _ = mtcd.set_up(config, device, backbone=encoder)
     if args.compile:
         objective.net.features = torch.compile(objective.net.features)
     training = training_jobs(objective, optimiser, images, labels, args.amp)
-    plain, regularised, _ = training.values()
-    regularised()  # makes the optimiser's buffers
-    memory = [peak_memory(job, device) / 2**20 for job in (plain, regularised)]
+    training[REGULARISED]()  # makes the optimiser's buffers
+    memory = {}
+    for name in (PLAIN, REGULARISED):
+        memory[name] = peak_memory(training[name], device) / 2**20
+
     keys = itertools.count()
-    loader = {"loader, one process, a batch": lambda: [data[next(keys)] for _ in range(batch)]}
-    image, truth = mtcd.to_device(default_collate([val[0]]), device)
+
+    def load_batch():
+        return [train[next(keys)] for _ in range(batch_size)]
+
+    loader = {"loader, one process, a batch": load_batch}
     inference = inference_jobs(objective.net, image, truth, config, args.amp)
     times = median_seconds({**training, **loader, **inference}, device)
+
     size = "x".join(map(str, config["size"]))
-    print(f"{args.backbone}, {size}, batch {batch}, {device}, medians of 5")
+    print(f"{args.backbone}, {size}, batch {batch_size}, {device}, medians of 5")
     print(f"  {'':40}{'ms':>10}{'% of a step':>13}{'images/s':>10}")
     for name, seconds in times.items():
-        share = 100 * seconds / times["training step, lambda = 0"]
-        count = 1 if name in inference else batch
+        share = 100 * seconds / times[PLAIN]
+        count = 1 if name in inference else batch_size
         print(f"  {name:40}{1000 * seconds:10.1f}{share:13.1f}{count / seconds:10.1f}")
-    print(f"  memory that a step adds at its peak, MiB: lambda = 0 {memory[0]:.0f}, "
-          f"regularised {memory[1]:.0f}")
+    print(
+        f"  memory that a step adds at its peak, MiB: lambda = 0 {memory[PLAIN]:.0f}, "
+        f"regularised {memory[REGULARISED]:.0f}"
+    )
+
+
+def follow_run(args, device):
+    """Fill the arguments in from the checkpoint's run -> its encoder."""
+    net, config, _ = load_network(args.checkpoint, device)
+    args.dataset = config["dataset"]
+    args.data = args.data or config["data"]
+    args.tasks = config["tasks"]
+    args.backbone = config["backbone"]
+    args.pretrained = "none"  # its weights are here already
+    return net.backbone
 
 
 def main(argv=None):
     """The command line -> exit status."""
     parser = mtcd.build_parser()
-    parser.prog, parser.description, parser.epilog = "python -m extras.bench", __doc__, None
+    parser.prog = "python -m extras.bench"
+    parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
-    return mtcd.exit_status("extras.bench", lambda: bench(parser.parse_args(argv)))
+
+    def job():
+        bench(parser.parse_args(argv))
+
+    return mtcd.exit_status("extras.bench", job)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 
     python -m extras.compare runs/BASELINE runs/OURS ... [--markdown]
 
-The first RUN is the baseline of Delta_m, the mean relative gain over the tasks. Runs that differ
-only in the seed share a row: mean, deviation, and the 95 % confidence interval (Student's t) of
-Delta_m, taken seed by seed. So do the single-task runs of otherwise equal settings.
+The first RUN is the baseline of Delta_m, the mean relative gain over the tasks, in percent. Runs
+that differ only in the seed share a row: mean, standard deviation, and the 95 % confidence interval
+(Student's t) of Delta_m, taken seed by seed. So do the single-task runs of otherwise equal
+settings. Runs on the same data share a row wherever the data file lies.
 """
+
 import argparse
 import json
 import math
@@ -19,47 +21,75 @@ from scipy.special import stdtrit
 import mtcd
 
 
-def sign(shown, plain):
-    """The sign, or a plain one where standard output's encoding lacks it."""
-    return plain if shown.encode(sys.stdout.encoding or "utf-8", "replace") == b"?" else shown
-
-
+# ------------------------------------------------------------------------------------ reading runs
 def read_runs(folders):
     """Run folders -> {row: {seed: {task: value}}}, value None where nothing could be measured."""
-    rows, labels = {}, {}
+    rows = {}
+    names = {}  # setting -> name of its row
     for folder in map(Path, folders):
-        with mtcd.blaming(f"{folder} is no finished run", Exception):  # files can be anything
-            config = json.loads((folder / "config.json").read_text())
-            metrics = json.loads((folder / "metrics.json").read_text())
-            seed, tasks = config.pop("seed"), config["tasks"]
-            values = {task: metrics[task][mtcd.TASKS[task].metric] for task in tasks}
-            values = {task: None if v is None else float(v) for task, v in values.items()}
-        single = len(tasks) == 1
-        for name in ("channels", "classes", *["tasks", "contrast"] * single):
-            config.pop(name, None)
-        setting = json.dumps([single, config], sort_keys=True)  # what the runs of a row share
-        if setting not in labels:
-            name = "single-task" if single else folder.name
-            labels[setting] = f"{name} ({len(rows) + 1})" if name in rows else name
-        row = rows.setdefault(labels[setting], {}).setdefault(seed, {})
-        if row.keys() & values.keys():
+        config, values = read_run(folder)
+        setting = shared_setting(config)
+        if setting not in names:
+            name = "single-task" if len(values) == 1 else folder.name
+            if name in rows:
+                name = f"{name} ({len(rows) + 1})"
+            names[setting] = name
+            rows[name] = {}
+
+        run = rows[names[setting]].setdefault(config["seed"], {})
+        if run.keys() & values.keys():
             raise mtcd.UserError(f"{folder} repeats a run given before: same settings, seed, task")
-        row.update(values)
+        run.update(values)
     return rows
 
 
+def read_run(folder):
+    """A run's folder -> its config, {task: value}."""
+    with mtcd.explaining(f"{folder} is no finished run", Exception):  # files can be anything
+        config = json.loads((folder / "config.json").read_text())
+        metrics = json.loads((folder / "metrics.json").read_text())
+        config["seed"] = int(config["seed"])
+        values = {}
+        for task in config["tasks"]:
+            value = metrics[task][mtcd.TASKS[task].metric.name]
+            values[task] = None if value is None else float(value)
+    return config, values
+
+
+def shared_setting(config):
+    """What the runs of a row share, as text: all but the seed, and where files lie."""
+    shared = dict(config)
+    shared["pretrained"] = Path(str(config.get("pretrained"))).name
+    left_out = ["seed", "channels", "classes"]
+    if "identity" in config:  # what the data are; older runs have their path alone
+        left_out.append("data")
+
+    # Single-task runs make one row together.
+    single = len(config["tasks"]) == 1
+    if single:
+        left_out += ["tasks", "contrast"]
+    for name in left_out:
+        shared.pop(name, None)
+    return json.dumps([single, shared], sort_keys=True)
+
+
+# ----------------------------------------------------------------------------------------- figures
 def delta_m(values, base):
-    """Mean gain of {task: value} in percent of {task: value}, worse being negative; or nan."""
-    sense = {task: 1 if row.higher_is_better else -1 for task, row in mtcd.TASKS.items()}
-    gains = [(values[task] - base[task]) / base[task] * sense[task]
-             for task in values if values[task] is not None and base.get(task)]
+    """Mean relative gain of {task: value} over {task: value} in percent, worse being negative.
+
+    Source: Maninis et al., "Attentive Single-Tasking of Multiple Tasks", CVPR 2019. Tasks that
+    either lacks, or whose base is 0, do not count; nan without any task.
+    """
+    gains = []
+    for task, value in values.items():
+        before = base.get(task)
+        if value is None or not before:
+            continue
+        gain = (value - before) / before
+        if not mtcd.TASKS[task].metric.higher_is_better:
+            gain = -gain
+        gains.append(gain)
     return 100 * fmean(gains) if gains else math.nan
-
-
-def spread(values, digits=2):
-    """Mean, with the standard deviation of several; "-" of none."""
-    mean = f"{fmean(values):.{digits}f}" if values else "-"
-    return f"{mean} {sign('±', '+-')} {stdev(values):.{digits}f}" if len(values) > 1 else mean
 
 
 def interval(values):
@@ -77,68 +107,136 @@ def values_of(row, task):
 
 
 def gains_of(row, first):
-    """Delta_m of each run of a row over the first row's of its seed, or, where that lacks the seed
-    or a task, over the first row's mean; was every run paired?"""
-    mean = {task: fmean(values) for task in mtcd.TASKS if (values := values_of(first, task))}
-    gains, paired = [], []
+    """Delta_m of each run of a row over the first row's; was every run paired with its seed's?
+
+    Where the first row lacks the seed, or a task of it, its mean takes the place.
+    """
+    mean = {}
+    for task in mtcd.TASKS:
+        values = values_of(first, task)
+        if values:
+            mean[task] = fmean(values)
+
+    gains = []
+    all_paired = True
     for seed, run in row.items():
-        base = first.get(seed, {})
-        paired.append(all(base.get(t) is not None for t in mean if run.get(t) is not None))
-        gains.append(delta_m(run, base if paired[-1] else mean))
-    return [gain for gain in gains if not math.isnan(gain)], all(paired)
+        partner = first.get(seed, {})
+        needed = [task for task in mean if run.get(task) is not None]
+        if any(partner.get(task) is None for task in needed):
+            partner = mean
+            all_paired = False
+        gain = delta_m(run, partner)
+        if not math.isnan(gain):
+            gains.append(gain)
+    return gains, all_paired
 
 
-def task_column(task, rows, bold):
-    """A task's cells, its heading first: mean and deviation per row, the best mean in `bold`."""
-    column = [values_of(row, task) for row in rows]
-    higher = mtcd.TASKS[task].higher_is_better
-    best = (max if higher else min)((fmean(values) for values in column if values), default=None)
-    arrow, unit = sign("↑", "(up)") if higher else sign("↓", "(down)"), mtcd.TASKS[task].unit
-    cells = [f"{task} {mtcd.TASKS[task].metric} [{unit}] {arrow}"]
-    for values in column:
-        text = spread(values, 4 if unit == "m" else 2)
-        cells.append(bold.format(text) if values and fmean(values) == best else text)
+# ------------------------------------------------------------------------------------------- table
+def print_comparison(rows, markdown=False):
+    """Print the papers' table of {row: {seed: {task: value}}}; the first row is the baseline."""
+    runs = list(rows.values())
+    columns = [name_column(rows)]
+    for task in mtcd.TASKS:
+        if any(task in run for row in runs for run in row.values()):
+            columns.append(task_column(task, runs, markdown))
+    columns += gain_columns(runs)
+
+    # All cells of a column are equally wide.
+    aligned = []
+    for column in columns:
+        width = max(len(cell) for cell in column)
+        aligned.append([cell.ljust(width) for cell in column])
+
+    for number, line in enumerate(zip(*aligned)):
+        if not markdown:
+            print("  ".join(line).rstrip())
+            continue
+        print(f"| {' | '.join(line)} |")
+        if number == 0:
+            print(f"| {' | '.join('-' * len(cell) for cell in line)} |")
+
+
+def name_column(rows):
+    """The names of the rows, under an empty heading."""
+    cells = [""]
+    for name, row in rows.items():
+        if len(row) > 1:
+            name = f"{name} ({len(row)} seeds)"
+        cells.append(name)
+    return cells
+
+
+def task_column(task, rows, markdown):
+    """A task's cells, its heading first: mean and deviation per row, in Markdown the best bold."""
+    metric = mtcd.TASKS[task].metric
+    columns = [values_of(row, task) for row in rows]
+    means = [fmean(values) for values in columns if values]
+    if metric.higher_is_better:
+        arrow = sign("↑", "(up)")
+        best = max(means, default=None)
+    else:
+        arrow = sign("↓", "(down)")
+        best = min(means, default=None)
+
+    cells = [f"{task} {metric.name} [{metric.unit}] {arrow}"]
+    for values in columns:
+        text = spread(values, digits=4 if metric.unit == "m" else 2)
+        if markdown and values and fmean(values) == best:
+            text = f"**{text}**"
+        cells.append(text)
     return cells
 
 
 def gain_columns(rows):
     """The cells of Delta_m over the first row, and of its interval where a row has several runs."""
     first, *others = rows
-    gains, intervals = [f"Delta_m [%] {sign('↑', '(up)')}", "0"], ["95 % interval", "-"]
+    gains = [f"Delta_m [%] {sign('↑', '(up)')}", "0"]
+    intervals = ["95 % interval", "-"]
     for row in others:
-        values, paired = gains_of(row, first)
-        low, high = interval(values) if paired else (math.nan, math.nan)
+        values, all_paired = gains_of(row, first)
         gains.append(spread(values))
-        intervals.append("-" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}")
-    return [gains, intervals] if any(len(row) > 1 for row in others) else [gains]
+        if all_paired and len(values) > 1:
+            low, high = interval(values)
+            intervals.append(f"{low:+.2f} to {high:+.2f}")
+        else:
+            intervals.append("-")
+    if any(len(row) > 1 for row in others):
+        return [gains, intervals]
+    return [gains]
 
 
-def print_comparison(rows, markdown=False):
-    """Print the papers' table of {row: {seed: {task: value}}}; the first row is the baseline."""
-    runs = list(rows.values())
-    seeds = [f" ({len(row)} seeds)" if len(row) > 1 else "" for row in runs]
-    columns = [["", *map(str.__add__, rows, seeds)]]
-    for task in mtcd.TASKS:
-        if any(task in run for row in runs for run in row.values()):
-            columns.append(task_column(task, runs, "**{}**" if markdown else "{}"))
-    columns = [[cell.ljust(max(map(len, column))) for cell in column]
-               for column in columns + gain_columns(runs)]
-    header, *lines = zip(*columns)
-    rule = [["-" * len(cell) for cell in header]] * markdown
-    for line in (header, *rule, *lines):
-        print("| " + " | ".join(line) + " |" if markdown else "  ".join(line).rstrip())
+def spread(values, digits=2):
+    """Mean, with the standard deviation of several; "-" of none."""
+    if not values:
+        return "-"
+    text = f"{fmean(values):.{digits}f}"
+    if len(values) > 1:
+        text += f" {sign('±', '+-')} {stdev(values):.{digits}f}"
+    return text
 
 
+def sign(shown, plain):
+    """The sign, or a plain one where standard output's encoding lacks it."""
+    encoding = sys.stdout.encoding or "utf-8"
+    missing = shown.encode(encoding, "replace") == b"?"
+    return plain if missing else shown
+
+
+# ------------------------------------------------------------------------------------ command line
 def main(argv=None):
     """The command line -> exit status."""
-    parser = mtcd.Parser("python -m extras.compare", description=__doc__,
-                         formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = mtcd.Parser(
+        "python -m extras.compare",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("runs", nargs="+", metavar="RUN", help="folder of a finished run")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
 
     def job():
         args = parser.parse_args(argv)
         print_comparison(read_runs(args.runs), args.markdown)
+
     return mtcd.exit_status("extras.compare", job)
 
 

@@ -1,7 +1,14 @@
 # SPDX-License-Identifier: MIT
 """The regulariser in a network that is not ours: torchvision's DeepLabV3 with heads for two tasks.
-    python -m extras.foreign_network [data/toy.h5 [ITERATIONS]]   (python mtcd.py makes the file)"""
+
+    python -m extras.foreign_network [data/toy.h5 [ITERATIONS]]
+
+An example to read, and to copy from: what your own training needs is marked 1 to 4.
+"""
+
+import argparse
 import sys
+from pathlib import Path
 
 import h5py
 import torch
@@ -9,31 +16,119 @@ import torch.nn.functional as F
 from torch import nn
 from torchvision.models.segmentation import deeplabv3, deeplabv3_mobilenet_v3_large
 
-from mtcd import CrossTaskContrast  # or paste the text between its copy marks here
+import mtcd  # for the command line alone
+from mtcd import CrossTaskContrast  # 1. or paste the text between its copy marks
 
-path, iterations = (sys.argv[1:] + ["data/toy.h5", "100"][len(sys.argv) - 1 :])[:2]
-if not (h5py.is_hdf5(path) and iterations.isdecimal()):
-    sys.exit(f"foreign_network: {path} is no data file, or {iterations} no number; python mtcd.py makes data/toy.h5")
-torch.manual_seed(0)
-data = h5py.File(path)["train"]
-classes = len(data.file.attrs["semseg_classes"])
-backbone = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None).backbone
-heads = nn.ModuleDict({task: deeplabv3.DeepLabHead(960, 256) for task in ("semseg", "depth")})
-predictors = nn.ModuleDict({"semseg": nn.Conv2d(256, classes, 1), "depth": nn.Conv2d(256, 1, 1)})
-contrast = CrossTaskContrast(["semseg", "depth"], channels=256)
-optimiser = torch.optim.Adam(nn.ModuleList([backbone, heads, predictors, contrast]).parameters())
-for iteration in range(1, int(iterations) + 1):
+
+class TwoTaskNet(nn.Module):
+    """A shared encoder; per task a head, whose output is the feature map, and a prediction."""
+
+    def __init__(self, classes):
+        super().__init__()
+        whole = deeplabv3_mobilenet_v3_large(weights=None, weights_backbone=None)
+        self.encoder = whole.backbone
+        self.heads = nn.ModuleDict()
+        for task in ("semseg", "depth"):
+            self.heads[task] = deeplabv3.DeepLabHead(960, 256)
+        self.predictors = nn.ModuleDict()
+        self.predictors["semseg"] = nn.Conv2d(256, classes, 1)
+        self.predictors["depth"] = nn.Conv2d(256, 1, 1)
+
+    def forward(self, image):
+        """(B, 3, H, W) -> task -> feature (B, 256, H/16, W/16), task -> prediction (B, K, H, W)."""
+        shared = self.encoder(image)["out"]  # (B, 960, H/16, W/16)
+        features = {task: head(shared) for task, head in self.heads.items()}
+        predictions = {}
+        for task, feature in features.items():
+            small = self.predictors[task](feature)
+            predictions[task] = F.interpolate(small, image.shape[2:], mode="bilinear")
+        return features, predictions
+
+
+def train(data, iterations):
+    """data: the h5py group "train" of a data file. Prints the losses every 10 iterations."""
+    torch.manual_seed(0)
+    net = TwoTaskNet(classes=len(data.file.attrs["semseg_classes"]))
+
+    # 2. One regulariser for all tasks. Its projectors are trained with the network.
+    contrast = CrossTaskContrast(["semseg", "depth"], channels=256)
+    optimiser = torch.optim.Adam([*net.parameters(), *contrast.parameters()])
+
+    # On several GPUs: make net and contrast parts of one module whose forward() returns the losses,
+    # and wrap it as DistributedDataParallel(module, find_unused_parameters=True). A step trains the
+    # projectors of the sources that it draws; without this argument DDP waits for the others.
+
+    for iteration in range(1, iterations + 1):
+        image, labels = read_batch(data)
+        features, predictions = net(image)
+
+        error = (predictions["depth"][:, 0] - labels["depth"]).abs()
+        semseg_loss = F.cross_entropy(predictions["semseg"], labels["semseg"], ignore_index=255)
+        depth_loss = error[labels["depth"] > 0].mean()
+        task_loss = semseg_loss + depth_loss
+
+        # 3. Features and labels by task. Labels keep their own resolution.
+        regulariser = contrast(features, labels)
+
+        # 4. Lambda, here 0.5, weighs it against the tasks' losses.
+        loss = task_loss + 0.5 * regulariser
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        if iteration % 10 == 0:
+            print(f"{iteration}/{iterations}  tasks {task_loss:.3f}  contrast {regulariser:.3f}")
+
+
+def read_batch(data):
+    """Eight random images (8, 3, H, W) in [-0.5, 0.5], and their labels (8, H, W) by task.
+
+    Void pixels are known by their value: 255 or less than 0 in classes; 0, nan or infinity in
+    depth; (0, 0, 0) in normals (B, 3, H, W). Other values must be made one of these first.
+    """
     rows = torch.randperm(len(data["image"]))[:8].sort().values.numpy()
-    image = torch.from_numpy(data["image"][rows]).permute(0, 3, 1, 2) / 255 - 0.5  # (8, 3, H, W)
-    semseg, depth = (torch.from_numpy(data[task][rows]) for task in heads)  # (8, H, W) each
-    shared = backbone(image)["out"]  # (8, 960, H/16, W/16)
-    features = {task: head(shared) for task, head in heads.items()}  # (8, 256, H/16, W/16) each
-    guess = [F.interpolate(predictors[t](features[t]), depth.shape[1:], mode="bilinear") for t in heads]
-    task_loss = F.cross_entropy(guess[0], semseg.long(), ignore_index=255)
-    task_loss += (guess[1][:, 0] - depth)[depth > 0].abs().mean()
-    regulariser = contrast(features, {"semseg": semseg, "depth": depth})
-    optimiser.zero_grad()
-    (task_loss + 2.0 * regulariser).backward()
-    optimiser.step()
-    if iteration % 10 == 0:
-        print(f"{iteration}/{iterations}  tasks {task_loss:.3f}  contrast {regulariser:.3f}")
+    image = torch.from_numpy(data["image"][rows]).permute(0, 3, 1, 2) / 255 - 0.5
+    labels = {
+        "semseg": torch.from_numpy(data["semseg"][rows]).long(),
+        "depth": torch.from_numpy(data["depth"][rows]),
+    }
+    return image, labels
+
+
+def main(argv=None):
+    """The command line -> exit status."""
+    parser = mtcd.Parser(
+        "python -m extras.foreign_network",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "data",
+        nargs="?",
+        default="data/toy.h5",
+        metavar="FILE",
+        help="a data file; python data_prep.py toy makes %(default)s, the default",
+    )
+    parser.add_argument(
+        "iterations",
+        nargs="?",
+        type=mtcd.number(int, 1),
+        default=100,
+        metavar="ITERATIONS",
+        help="default: %(default)s",
+    )
+
+    def job():
+        args = parser.parse_args(argv)
+        if not Path(args.data).exists():
+            raise mtcd.UserError(
+                f"{args.data} is not there: python data_prep.py toy makes data/toy.h5"
+            )
+        mtcd.DenseTasks(args.data, "train", ["semseg", "depth"])  # is it a data file?
+        with h5py.File(args.data) as file:
+            train(file["train"], args.iterations)
+
+    return mtcd.exit_status("extras.foreign_network", job)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

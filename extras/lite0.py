@@ -7,6 +7,9 @@ The package holds ImageNet weights of 19 MB, so that a network can be trained on
 nothing but the package index is reached. Here the encoder is an example of one's own module for
 MultiTaskNet, as well: `channels`, and maps from stride 4 on.
 
+The other programs read checkpoints by load_network(), which knows this encoder beside mtcd.py's.
+A trained network holds all its weights, so it needs no package.
+
 Source: Tan and Le, "EfficientNet", ICML 2019, in its Lite0 form of 2020: ReLU6, no squeeze and
 excitation, and TensorFlow's padding, which the weights were trained with. The last stage, of 320
 channels, is left out: it serves the classifier.
@@ -144,3 +147,22 @@ def load_imagenet(encoder):
             raise mtcd.UserError(f"{path} has other layers than EfficientNet-Lite0: {name}")
         state[name] = array
     encoder.load_state_dict(state)
+
+
+# -------------------------------------------------------------------------------------- checkpoints
+def build_encoder(config):
+    """The encoder of a run's config, for MultiTaskNet: random weights, or a name of BACKBONES."""
+    if config["backbone"] == "lite0":
+        return Lite0(pretrained=False)
+    return config["backbone"]
+
+
+def load_network(path, device):
+    """mtcd.load_network(), also where a run had this encoder.
+
+    Weights stored as float16, half as large, are float32 in the network.
+    """
+    config = mtcd.load_weights(path, "config")["config"]
+    with mtcd.explaining(f"{path} is not last.pt of a run of mtcd.py", KeyError, TypeError):
+        encoder = build_encoder(config)
+    return mtcd.load_network(path, device, encoder)
