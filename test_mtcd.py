@@ -942,6 +942,23 @@ def test_pictures_shrink_without_smoothing(scale, tmp_path, monkeypatch):
     assert min(error, error_flipped) < 1.5
 
 
+@pytest.mark.parametrize("flip", [False, True])
+@pytest.mark.parametrize("size", [(32, 48), (8, 12), (21, 31), (16, 24), (1, 1)])
+def test_a_placed_label_has_the_pixels_at_the_centres_and_is_padded(size, flip):
+    label = np.arange(16 * 24).reshape(16, 24)
+    geometry = mtcd.Geometry(np.s_[:, :], size, flip)
+    placed = mtcd.place_label(label, geometry, (40, 50), -1)
+    height, width = size
+    for row, column in np.ndindex(40, 50):
+        expected = -1
+        if row < height and column < width:
+            across = width - 1 - column if flip else column
+            y = math.floor((row + 0.5) * 16 / height)
+            x = math.floor((across + 0.5) * 24 / width)
+            expected = label[y, x]
+        assert placed[row, column] == expected
+
+
 @pytest.mark.parametrize("tasks", [["semseg", "saliency"], ["saliency"]])
 def test_crops_avoid_three_quarters_of_one_class_whatever_tasks_are_trained(tasks, tmp_path):
     """Nor are they unlabelled. Three images: two classes, one class, a large part unlabelled."""
