@@ -331,7 +331,7 @@ def write_pascal(root, seed=0):
 
 
 def write_semseg(root, name, labels, rng, number):
-    """In VOC12, but for number 2; every other one with a palette. Both folders: VOC12 goes first."""
+    """In VOC12, but for number 2; every other one with a palette. VOC12 goes before the other."""
     for folder in ("VOC12", "pascal-context"):
         (root / "semseg" / folder).mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(labels)
@@ -347,7 +347,7 @@ def write_semseg(root, name, labels, rng, number):
 # ------------------------------------------------------------------------------- known data sets
 @pytest.fixture
 def in_small(monkeypatch):
-    """Samples are read in this process and padded to less, no preview is drawn: a tenth of the time."""
+    """Read in this process, padded to less, without a preview: a tenth of the time."""
     small = dataclasses.replace(data_prep.PACKAGES["nyud"], size=(100, 64))
     monkeypatch.setitem(data_prep.PACKAGES, "nyud", small)
     monkeypatch.setattr(data_prep, "start_workers", ThreadPoolExecutor)
@@ -744,7 +744,7 @@ def test_missing_normals_survive_jpeg(tmp_path):
             assert not valid[inside].any()
 
 
-# ------------------------------------------------------------------------------- inputs, all or told
+# -------------------------------------------------------------------------- inputs, used or told
 def test_a_zip_of_normals_without_numbered_pictures_is_refused(tmp_path, capsys):
     write_raw(tmp_path)
     with zipfile.ZipFile(tmp_path / "nyu_normals_gt.zip", "w") as archive:
@@ -781,7 +781,7 @@ def test_what_is_there_and_not_used_is_told(tmp_path, capsys, in_small):
     output = capsys.readouterr().out
     told = "masks, images/*.png (1 files), segmentation/*.mat (4 files)"
     assert f"not used of {root}: {told}\n" in output
-    assert f"not used of {tmp_path}: NYUDv2\n" in output
+    assert f"not used: {tmp_path / 'NYUDv2'}\n" in output
 
 
 def test_what_is_beside_the_raw_files_is_told(tmp_path, capsys):
@@ -1177,7 +1177,7 @@ class Site:
         self.ranges = True
         self.asked = []  # (path, Range or None)
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=[0.01], daemon=True).start()
 
     def url(self, path):
         return f"http://127.0.0.1:{self.server.server_port}{path}"
