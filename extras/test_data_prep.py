@@ -4,6 +4,7 @@
 Miniature packages in the official layouts, written here; a server on 127.0.0.1.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -1216,7 +1217,8 @@ class Site:
                 body = content[start:]
                 if site.breaks.get(self.path):
                     body = body[: site.breaks[self.path].pop(0)]
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # the client has gone
+                    self.wfile.write(body)
 
         return Handler
 
