@@ -856,6 +856,8 @@ def main(argv=None):
         return 0
     except (PrepError, OSError, KeyboardInterrupt) as error:
         what = str(error) or "interrupted"
+        if isinstance(error, KeyboardInterrupt) and getattr(args, "download", False):
+            what += "; what was fetched is kept, the same command goes on"
         if args.job != "check":
             if isinstance(error, OSError):
                 what = f"cannot write {args.out}: {what}"

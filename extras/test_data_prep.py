@@ -4,6 +4,7 @@
 Miniature packages in the official layouts, written here; a server on 127.0.0.1.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -1216,7 +1217,8 @@ class Site:
                 body = content[start:]
                 if site.breaks.get(self.path):
                     body = body[: site.breaks[self.path].pop(0)]
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # the client has gone
+                    self.wfile.write(body)
 
         return Handler
 
@@ -1374,6 +1376,25 @@ def test_a_full_disk_is_told_before_the_download(site, tmp_path, monkeypatch, ca
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     line = refused(capsys, "nyud", "--download", "--raw", tmp_path, "--out", tmp_path / "n.h5")
     assert "needs 5 MB, 1 MB are free" in line
+
+
+def test_a_disk_that_fills_while_a_package_comes_is_told_by_its_folder(
+    site, tmp_path, monkeypatch, capsys
+):
+    site.files["/NYUD_MT.tgz"] = bytes(3_000_000)
+    serve(monkeypatch, Source(site.url("/NYUD_MT.tgz"), "NYUD_MT"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        line = refused(capsys, "nyud", "--download", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert line.startswith(f"data_prep.py: {tmp_path}: cannot be written")
+
+
+def test_the_one_command_has_a_folder_of_its_own():
+    args = data_prep.parse_arguments(["nyud", "--download"])
+    assert (args.raw, args.out) == (Path("data/raw"), Path("data/nyud.h5"))
 
 
 def test_a_folder_of_the_users_is_not_replaced(site, package, tmp_path, monkeypatch, capsys):
