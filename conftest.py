@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import signal
+import socket
 import sys
 import time
 
@@ -76,8 +77,8 @@ def random_sample(rng, shape, tasks=TASKS):
     }
     for task, classes in CLASSES.items():
         sample[task] = rng.integers(0, classes, shape)
-    for task in sample:
-        sample[task][:5, :5] = IGNORED[task]
+    for task, label in sample.items():
+        label[:5, :5] = IGNORED[task]
     image = rng.integers(0, 256, (*shape, 3))
     return {"image": image, **{task: sample[task] for task in tasks}}
 
@@ -170,3 +171,23 @@ def wait_for(path, *processes):
     while not path.exists():
         assert all(process.is_alive() for process in processes), [end(p) for p in processes]
         time.sleep(0.02)
+
+
+def start_two(start, *arguments, before=(None, None)):
+    """Ranks 0 and 1 of one run."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    processes = []
+    for rank in ("0", "1"):
+        process = start(
+            *arguments,
+            before=before[int(rank)],
+            RANK=rank,
+            LOCAL_RANK=rank,
+            WORLD_SIZE="2",
+            MASTER_ADDR="127.0.0.1",
+            MASTER_PORT=port,
+        )
+        processes.append(process)
+    return processes

@@ -8,10 +8,10 @@ regularise the features of another through a triplet loss. At inference nothing 
     python mtcd.py --contrast 0                            the multi-task baseline
     python mtcd.py --tasks depth                           a single-task network
     python mtcd.py --eval --checkpoint runs/NAME/last.pt   the metrics of a trained network again
-    python mtcd.py --dataset nyud                          the papers' benchmark
+    python mtcd.py --dataset nyud                          the benchmark NYUD-v2
     torchrun --nproc_per_node=4 mtcd.py --dataset nyud --amp               on several GPUs
 
-Sections, in the order of the paper:
+Sections, the contribution first:
      1  the regulariser     the contribution: the triplet loss between tasks; copy it alone
      2  task losses         one per kind of label
      3  metrics             over a whole split, as the field reports them
@@ -86,7 +86,7 @@ def normal_distance(a, b):
 
 
 def has_class(label):
-    """Which labels (n, 1) are a class -> (n,) bool. 255 and what is negative are void."""
+    """Which labels (n, 1) are a class -> (n,) bool. 255 and negative numbers mean: no label."""
     return ((label >= 0) & (label != 255)).all(-1)
 
 
@@ -109,14 +109,14 @@ class Criterion:
 
     distance: Callable  # of labels (..., K) and (..., K) -> (...)
     valid: Callable  # of labels (n, K) -> (n,) bool: which pixels have ground truth
-    positive: float  # a pair is positive at this distance or nearer,
-    negative: float  # negative at this distance or farther, and neither in between
-    channels: int = 1  # K
-    balanced: bool = False  # draw all classes equally often: 3 % of the pixels are boundary
+    positive: float  # two pixels are alike if their labels are no farther apart than this
+    negative: float  # and not alike from this distance on; in between they are neither
+    channels: int = 1  # K, of the label
+    balanced: bool = False  # draw all classes equally often, as only 3 % of pixels are boundary
 
 
 CLASSES = Criterion(class_distance, has_class, positive=0, negative=1, balanced=True)
-DEPTH = Criterion(depth_distance, has_depth, positive=0.05, negative=0.2)  # 5 and 22 % farther
+DEPTH = Criterion(depth_distance, has_depth, positive=0.05, negative=0.2)  # e^0.05: 5 % farther
 NORMAL = Criterion(normal_distance, has_normal, positive=10, negative=30, channels=3)  # degrees
 CRITERIA = {
     "semseg": CLASSES,
@@ -142,8 +142,8 @@ class CrossTaskContrast(nn.Module):
     >>> regulariser = contrast({"semseg": f1, "depth": f2}, {"semseg": y1, "depth": y2})
     >>> loss = task_losses + 0.5 * regulariser
 
-    After a call `share_of_chance` is the loss over the margin, per target: 0 if it parts all
-    triplets, about 1 if the projections tell nothing. Compare it within one margin only.
+    After a call `share_of_chance` holds the mean loss of a target, divided by the margin. It is
+    about 1 while the projections tell nothing, and 0 once all negatives are farther by the margin.
     """
 
     def __init__(
@@ -151,12 +151,12 @@ class CrossTaskContrast(nn.Module):
         tasks,
         channels,
         *,
-        # Choices, each with the reason for its value; "rooms" are those of docs/results.md.
-        samples=128,  # pixels per target and batch; in rooms 1,024 gain less, nowhere more
-        candidates=48,  # others that a pixel looks at: most find a positive and a negative there
-        dim=64,  # width of the projections, as usual; they have length 1
-        margin=1.0,  # d is 0 to 2; in rooms 0.1 and 0.3 gain less, 2 no more on fresh seeds
-        targets=None,  # the tasks whose features are regularised; None: all of them (stated)
+        # Choices. "Measured" refers to docs/results.md of the project.
+        samples=128,  # pixels per target and batch. Measured: 1,024 never help more, often less
+        candidates=48,  # to compare a pixel with. Most pixels find a positive and a negative there
+        dim=64,  # width of the projections, which have length 1. Not ablated
+        margin=1.0,  # distances are 0 to 2. Measured: 0.1 and 0.3 help less, 2 no more
+        targets=None,  # the tasks whose features are regularised. None: all of them (stated)
         criteria=None,  # {task: Criterion} of tasks that CRITERIA does not know
     ):
         super().__init__()
@@ -173,10 +173,10 @@ class CrossTaskContrast(nn.Module):
             raise ValueError(f"no criterion for {unknown}: pass criteria={{name: Criterion(...)}}")
 
         self.projectors = nn.ModuleDict()
-        for target, source in self.pairs():
+        for target, source in self.task_pairs():
             self.projectors[f"{target}_from_{source}"] = self.build_projector(channels, dim)
 
-    def pairs(self):
+    def task_pairs(self):
         """All (target, source) pairs; a task is never its own source (stated)."""
         return [(t, s) for t in self.targets for s in self.tasks if s != t]
 
@@ -185,13 +185,14 @@ class CrossTaskContrast(nn.Module):
         return nn.Sequential(nn.Linear(channels, channels), nn.ReLU(), nn.Linear(channels, dim))
 
     def forward(self, features, labels):
-        """features: task -> (B, C, h, w); labels: task -> (B, H, W) or (B, K, H, W) -> the loss.
+        """{task: (B, C, h, w)} and {task: (B, H, W) or (B, K, H, W)} -> the loss.
 
         Labels may have any resolution. A target without any source or triplet adds exactly 0.
         """
         self.check(features, labels)
 
-        # Sources are drawn before any pixel: then all processes of one seed draw the same ones.
+        # Sources are drawn before any pixel. So processes that share a seed draw the same sources
+        # for their different images, and train the same projectors.
         drawn = self.draw_sources(features, labels)
 
         losses = []
@@ -209,7 +210,7 @@ class CrossTaskContrast(nn.Module):
         """One random source per target, of those that have a label -> [(target, source)]."""
         drawn = []
         for target in self.targets:
-            sources = [s for t, s in self.pairs() if t == target and s in labels]
+            sources = [s for t, s in self.task_pairs() if t == target and s in labels]
             if target in features and sources:
                 drawn.append((target, sources[torch.randint(len(sources), ()).item()]))
         return drawn
@@ -217,14 +218,14 @@ class CrossTaskContrast(nn.Module):
     def pair_loss(self, target, source, feature, label):
         """The triplet loss of the target's feature (B, C, h, w) under the source's label."""
         criterion = self.criteria[source]
-        rows, label = self.sample(feature, label, criterion)
-        if len(rows) == 0:
+        sampled, label = self.sample(feature, label, criterion)  # (n, C), (n, K)
+        if len(sampled) == 0:
             return nothing(feature)
 
         with torch.autocast(feature.device.type, enabled=False):  # distances need float32
             projector = self.projectors[f"{target}_from_{source}"]
-            rows = rows.to(torch.promote_types(rows.dtype, torch.float32))
-            points = F.normalize(projector(rows), dim=1)  # (n, dim)
+            sampled = sampled.to(torch.promote_types(sampled.dtype, torch.float32))
+            points = F.normalize(projector(sampled), dim=1)  # (n, dim)
             return self.triplet_loss(points, label, criterion)
 
     def sample(self, feature, label, criterion):
@@ -240,7 +241,7 @@ class CrossTaskContrast(nn.Module):
         pixels = criterion.valid(label).nonzero().squeeze(1)
         label = label[pixels]
 
-        # Draw without replacement: all pixels equally often, or all classes.
+        # Draw without replacement: all pixels are equally likely, or all classes are.
         n = min(self.samples, len(pixels))
         if n > 0:
             weight = torch.ones_like(label[:, 0])
@@ -260,7 +261,8 @@ class CrossTaskContrast(nn.Module):
         if len(anchor) == 0:
             return nothing(points)
 
-        # index_select, as points[index] adds up its gradients in an order that threads decide.
+        # A pixel may occur in many triplets, and its gradients are added up. On a CPU index_select
+        # adds them in a fixed order, so that runs repeat; points[anchor] does not.
         return F.triplet_margin_loss(
             points.index_select(0, anchor),
             points.index_select(0, positive),
@@ -269,9 +271,10 @@ class CrossTaskContrast(nn.Module):
         )
 
     def triplets(self, points, label, criterion):
-        """A random positive and negative per pixel -> three index vectors (t,), t <= n.
+        """One positive and one negative per pixel -> three index vectors (t,), t <= n.
 
-        A pixel that does not find both among its candidates is no anchor.
+        They are the first that fit among the pixel's candidates, which come in random order. A
+        pixel that does not find both is no anchor.
         """
         other, positive, negative = self.candidate_pairs(points, label, criterion)
         anchor = (positive.any(1) & negative.any(1)).nonzero().squeeze(1)  # (t,)
@@ -280,23 +283,25 @@ class CrossTaskContrast(nn.Module):
         return anchor, other[anchor, first_positive], other[anchor, first_negative]
 
     def candidate_pairs(self, points, label, criterion):
-        """Partners of every pixel -> their indices, is it positive, is it negative: (n, k) each.
+        """Compare every pixel with k candidates -> other, positive, negative: (n, k) each.
 
-        The points (n, dim) are for other forms of the loss, which choose partners by distance.
+        other: the candidates' indices. positive, negative: bool, by the distance of the labels.
+        The points (n, dim) are not used here. They serve subclasses that choose by the distance of
+        the features.
         """
-        other = self.draw_partners(len(label), label.device)
+        other = self.draw_candidates(len(label), label.device)
         itself = other == torch.arange(len(label), device=label.device)[:, None]
         distance = criterion.distance(label[:, None], label[other])  # (n, k)
         positive = (distance <= criterion.positive) & ~itself
         negative = (distance >= criterion.negative) & ~itself
         return other, positive, negative
 
-    def draw_partners(self, n, device):
-        """Random pixels of n for every pixel to look at -> (n, k)."""
+    def draw_candidates(self, n, device):
+        """k random candidates for each of n pixels -> indices (n, k)."""
         return torch.randint(n, (n, self.candidates), device=device)
 
     def check(self, features, labels):
-        """Refuse shapes that do not fit, by the task's name; no value is read, so it is free."""
+        """Refuse shapes that do not fit, by the task's name. It reads no value, so no GPU waits."""
         known = [task for task in self.tasks if task in features]
         if not known:
             raise ValueError(f"features of {list(features)}, but the loss is of {self.tasks}")
@@ -309,14 +314,17 @@ class CrossTaskContrast(nn.Module):
         for task in self.tasks:
             if task in labels:
                 shape = tuple(labels[task].shape)
-                expected = (len(features[known[0]]), self.criteria[task].channels)
-                as_map = len(shape) == 3 and (shape[0], 1) == expected  # (B, H, W)
-                if not as_map and (len(shape) != 4 or shape[:2] != expected):
-                    raise ValueError(f"{task}: labels {shape}, not {expected} and (H, W)")
+                batch = len(features[known[0]])
+                channels = self.criteria[task].channels
+                fits = len(shape) == 4 and shape[:2] == (batch, channels)
+                if channels == 1 and len(shape) == 3:
+                    fits = shape[0] == batch
+                if not fits:
+                    raise ValueError(f"{task}: labels {shape}, not ({batch}, {channels}, H, W)")
 
 
 def nothing(tensor):
-    """The sum of no elements: exactly 0, and backward() goes through it."""
+    """The sum of no elements: exactly 0, and yet backward() can go through it."""
     return tensor[:0].sum()
 
 
@@ -326,8 +334,12 @@ def nothing(tensor):
 # --------------------------------------------------------------------------------- 2. task losses
 # Predictions are (B, K, H, W), labels as to_device() makes them. Each loss is a mean over the
 # pixels with ground truth of the whole batch, also where several processes share the batch.
-def over_processes(number):
-    """A count of pixels -> its mean over all processes, at least 1 to divide by."""
+def mean_count(number):
+    """A count of pixels -> its mean over all processes, at least 1, as losses are divided by it.
+
+    The mean, not the sum: DistributedDataParallel averages the processes' gradients. So a process's
+    sum over the mean count becomes the mean over all pixels of the whole batch.
+    """
     number = number.float()
     if dist.is_initialized():
         dist.all_reduce(number)
@@ -339,7 +351,7 @@ def class_loss(prediction, label):
     """Cross entropy of classes (B, H, W)."""
     prediction = prediction.contiguous()  # channels_last is twice as slow here on a CPU
     loss = F.cross_entropy(prediction, label, ignore_index=255, reduction="none")
-    return loss.sum() / over_processes((label != 255).sum())
+    return loss.sum() / mean_count((label != 255).sum())
 
 
 def weighted_binary_loss(prediction, label, positive_weight):
@@ -350,13 +362,13 @@ def weighted_binary_loss(prediction, label, positive_weight):
     loss = F.binary_cross_entropy_with_logits(
         prediction.squeeze(1), positive.to(prediction.dtype), weight, reduction="sum"
     )
-    return loss / over_processes(valid.sum())
+    return loss / mean_count(valid.sum())
 
 
 def balanced_binary_loss(prediction, label):
     """Binary cross entropy whose weights make positives and negatives of the batch count alike."""
-    positives = over_processes((label == 1).sum())
-    pixels = over_processes((label != 255).sum())
+    positives = mean_count((label == 1).sum())
+    pixels = mean_count((label != 255).sum())
     return weighted_binary_loss(prediction, label, 1 - positives / pixels)
 
 
@@ -364,27 +376,28 @@ def depth_loss(prediction, label):
     """L1 in metres (B, 1, H, W)."""
     valid = label > 0
     error = (prediction - label).abs()
-    return (error * valid).sum() / over_processes(valid.sum())
+    return (error * valid).sum() / mean_count(valid.sum())
 
 
 def normal_loss(prediction, label):
-    """L1 between unit vectors (B, 3, H, W), summed over their components.
+    """L1 between prediction and unit vector (B, 3, H, W), summed over their components.
 
-    Choice: a prediction shorter than 1 stays as it is. Scaling it up has so steep a gradient that
-    training from scratch stalls.
+    Choice: a prediction longer than 1 is scaled to 1, a shorter one stays as it is. Scaling it up
+    has so steep a gradient that training from scratch stalls.
     """
     valid = (label != 0).any(1)  # (B, H, W)
-    error = (F.normalize(prediction, dim=1, eps=1) - label).abs().sum(1)
-    return (error * valid).sum() / over_processes(valid.sum())
+    error = (F.normalize(prediction, dim=1, eps=1) - label).abs().sum(1)  # eps: divide by >= 1
+    return (error * valid).sum() / mean_count(valid.sum())
 
 
 # -------------------------------------------------------------------------------------- 3. metrics
-# Pixel-wise over a whole split (protocol). update() takes what postprocess() gives, and labels of
-# the same batch. `counts` add up over images and processes. compute() gives nan without labels.
+# Pixel-wise over a whole split (protocol). update() takes what postprocess() of section 7 gives,
+# and labels of the same batch. `counts` add up over images and processes. compute() gives nan
+# without labels.
 class MeanIoU:
     """Mean intersection over union in percent; (B, H, W) classes, 255 ignored.
 
-    A class in neither label nor prediction does not enter the mean (the peers count it as 0).
+    A class in neither label nor prediction does not enter the mean (ATRC's code counts it as 0).
     """
 
     name = "mIoU"
@@ -466,7 +479,7 @@ class MaxF:
         self.counts += cell.bincount(minlength=40).view(2, 20).cpu()
 
     def compute(self):
-        # Pixels over each threshold: all that exceed at least so many.
+        # A pixel that exceeds j thresholds exceeds the first j, so counts add up from the right.
         over = self.counts.flip(1).cumsum(1).flip(1)[:, 1:].double()  # (2, 19)
         true_positives = over[1]
         predicted = over.sum(0)
@@ -511,10 +524,14 @@ class OdsF:
 # ---------------------------------------------------------------------------- 4. tasks, protocols
 @dataclass(frozen=True)
 class Task:
-    """All that the program knows about a task: to add one is to add a row of TASKS."""
+    """What files, losses and metrics need to know about a task.
+
+    A new task also needs a Criterion in CRITERIA and a place in a Protocol. If it is not made of
+    classes, it needs a branch in to_device() and in postprocess().
+    """
 
     channels: int | None  # of the prediction; None: one per class name in the data file
-    classes: int | None  # of the label; None: one per class name; 0: it is no class
+    classes: int | None  # of the label; None: one per class name; 0: the label is a number
     ignored: int  # the label's value where there is no ground truth
     weight: float  # w_T of the total loss (protocol)
     loss: Callable  # of prediction and label
@@ -572,7 +589,7 @@ TASKS = {
         classes=2,
         ignored=255,
         weight=50,
-        loss=weighted_binary_loss,  # its third argument is the protocol's boundary_weight
+        loss=weighted_binary_loss,  # Objective passes the Protocol's boundary_weight to it
         metric=OdsF,
     ),
 }
@@ -580,7 +597,7 @@ TASKS = {
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a data set is trained and judged: ATRC's protocol for nyud and pascal, choices for toy."""
+    """How a data set is trained and judged: by ATRC's protocol; toy by our choices."""
 
     tasks: tuple
     backbone: str
@@ -640,16 +657,16 @@ PADDING = (124, 116, 104)  # of images: MEAN in 8 bits, so 0 after normalisation
 class Geometry:
     """Where a sample comes from and goes to: the same for the image and all its labels."""
 
-    window: tuple  # (rows, columns): the slices of the filed arrays that are taken,
-    size: tuple  # the (height, width) that they are resized to
-    flip: bool = False  # then left and right change places
+    window: tuple  # (rows, columns): the slices that are taken of the stored arrays
+    size: tuple  # the (height, width) that they are then resized to
+    flip: bool = False  # do left and right change places?
     scale: float = 1.0  # how much larger things become
 
 
 class DenseTasks(Dataset):
     """One split of a data file (HDF5, see README.md).
 
-    dataset[key] is {"image": uint8 (3, H, W), task: label as filed}, padded to the file's H x W.
+    dataset[key] is {"image": uint8 (3, H, W), task: label as stored}, padded to the file's H x W.
     A key is epoch * len(self) + index. With `augment` the sample is scaled, cropped, flipped and
     distorted at random, as a function of (seed, key) alone: the same in any number of processes
     and after a resume.
@@ -733,7 +750,7 @@ class DenseTasks(Dataset):
         return {**sample, "image": image}
 
     def read_labels(self, index, geometry):
-        """task -> label as filed, at the place that the geometry gives it, else ignored."""
+        """{task: label as stored}, at the place that the geometry gives it, ignored around it."""
         sample = {}
         for task in self.tasks:
             label = self.arrays[task][(index, *geometry.window)]
@@ -763,9 +780,9 @@ class DenseTasks(Dataset):
 def draw_geometry(rng, scales, size, full, semseg):
     """Random scale, flip and crop (protocol) -> Geometry.
 
-    size: (height, width) of the image; full: of the sample, which the crop does not exceed.
-    semseg: (H, W) or None. At most 10 crops are drawn, until no class has 75 % of the labelled
-    pixels, whatever tasks are trained.
+    size: (height, width) of the image. full: of the sample; no crop is larger. semseg: (H, W) or
+    None. At most 10 crops are drawn, until no class has 75 % of the labelled pixels. This looks at
+    semseg whatever tasks are trained.
     """
     scale = rng.uniform(*scales)
     flip = rng.random() < 0.5
@@ -820,7 +837,7 @@ def distort(image, rng):
         pixels = pixels.mul_(factor).clamp_(0, 255)
 
     if saturate:
-        value = pixels.amax(0)  # of HSV, which stays
+        value = pixels.amax(0)  # V of HSV; colours move towards it or away from it
         pixels = value.lerp(pixels, rng.uniform(0.5, 1.5)).clamp_(0, 255)
 
     if turn:
@@ -843,7 +860,7 @@ def rotation_about_grey(angle):
 def endless_keys(length, seed, start):
     """Keys of one shuffled pass over `length` images, then of the next, from the start-th on."""
     for epoch in count(start // length):
-        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)
+        generator = torch.Generator().manual_seed(seed * 100_003 + epoch)  # one per seed and epoch
         order = torch.randperm(length, generator=generator).tolist()
         skipped = max(start - epoch * length, 0)
         for index in order[skipped:]:
@@ -932,8 +949,9 @@ class HighResolutionModule(nn.Module):
             parts = []
             for layer, x in zip(layers, maps):
                 part = layer(x)
-                if part.shape != target.shape:  # any size, also odd; to the nearest pixel as in
-                    part = F.interpolate(part, target.shape[2:])  # timm (choice; ATRC: bilinear)
+                if part.shape != target.shape:
+                    # To the nearest pixel as in timm (choice; ATRC: bilinear), for any odd size.
+                    part = F.interpolate(part, target.shape[2:])
                 parts.append(part)
             fused.append(F.relu_(sum(parts[1:], parts[0])))
         return fused
@@ -1055,7 +1073,8 @@ def build_backbone(name):
 def load_pretrained(backbone, name, source):
     """Fill a backbone from "imagenet", or from a file of weights of the same network.
 
-    In a file they may lie under "state_dict" or "model", and behind a prefix as "backbone.".
+    In a file they may lie under "state_dict" or "model", and their names may have a prefix such as
+    "backbone.".
     """
     if source == "imagenet":
         state = download_weights(name)
@@ -1065,7 +1084,7 @@ def load_pretrained(backbone, name, source):
         if isinstance(state.get(key), dict):
             state = state[key]
 
-    # The prefix is what stands before the name of the first convolution.
+    # The prefix is what stands before the first convolution's name, the shortest that ends so.
     firsts = [key for key in map(str, state) if key.endswith("conv1.weight")]
     prefix = min(sorted(firsts), key=len, default="conv1.weight").removesuffix("conv1.weight")
     filled = {}
@@ -1107,9 +1126,9 @@ class MultiTaskNet(nn.Module):
 
     tasks: task -> prediction channels. backbone: a name of BACKBONES, or a module of your own with
     `.channels` and maps from stride 4 on, coarser one by one. Its maps are resized to the first
-    one's size and concatenated. An encoder wider than 720 channels in all, HRNet48's, is first
-    brought to 128 per map (choice). The 3x3 leaves a quarter of the channels: F_T, which the
-    regulariser sees.
+    one's size and concatenated. If their channels add up to more than HRNet48's 720, as ResNet's
+    do, a 1x1 first brings each map to 128 (choice). The 3x3 reduces the channels to a quarter. Its
+    output is F_T, which the regulariser sees.
     """
 
     def __init__(self, tasks, backbone="hrnet18s"):
@@ -1137,14 +1156,14 @@ class MultiTaskNet(nn.Module):
             nn.init.zeros_(predictor.bias)
 
     def features(self, x):
-        """(B, 3, H, W) -> task -> F_T (B, C, H/4, W/4), sizes rounded up."""
+        """(B, 3, H, W) -> {task: F_T (B, C, H/4, W/4)}, sizes rounded up."""
         maps = [lateral(m) for lateral, m in zip(self.laterals, self.backbone(x))]
         size = maps[0].shape[2:]
         shared = torch.cat([F.interpolate(m, size, mode="bilinear") for m in maps], dim=1)
         return {task: head(shared) for task, head in self.heads.items()}
 
     def predict(self, features, size):
-        """What features() gives -> task -> (B, K, *size)."""
+        """What features() gives -> {task: (B, K, *size)}."""
         predictions = {}
         for task, feature in features.items():
             prediction = self.predictors[task](feature)
@@ -1152,7 +1171,7 @@ class MultiTaskNet(nn.Module):
         return predictions
 
     def forward(self, x):
-        """(B, 3, H, W) -> task -> (B, K, H, W). The regulariser has no part in it (stated)."""
+        """(B, 3, H, W) -> {task: (B, K, H, W)}. The regulariser has no part in it (stated)."""
         return self.predict(self.features(x), x.shape[2:])
 
 
@@ -1185,13 +1204,14 @@ class Objective(nn.Module):
         self.boundary_weight = protocol.boundary_weight
 
     def forward(self, images, labels):
-        """(B, 3, H, W), task -> label -> (task -> L_T, sum over targets of L_contrast)."""
-        features = self.net.features(images)  # task -> F_T
+        """Images (B, 3, H, W) and {task: label} -> {task: L_T}, the sum of all L_contrast."""
+        features = self.net.features(images)  # {task: F_T}
 
-        # Before the predictions: backward() then comes to it when their memory is free again.
-        contrast = torch.zeros((), device=images.device)
+        # The regulariser comes before the predictions. backward() goes the other way round, so it
+        # needs its memory when that of the predictions is free again.
+        contrast_loss = torch.zeros((), device=images.device)
         if self.regulariser is not None:
-            contrast = self.regulariser(features, labels)
+            contrast_loss = self.regulariser(features, labels)
 
         predictions = self.net.predict(features, images.shape[2:])
         losses = {}
@@ -1202,13 +1222,14 @@ class Objective(nn.Module):
             else:
                 loss = TASKS[task].loss(prediction, labels[task])
             losses[task] = loss
-        return losses, contrast
+        return losses, contrast_loss
 
 
-def set_up(config, device, contrast=CrossTaskContrast, backbone=None):
+def set_up(config, device, make_regulariser=CrossTaskContrast, backbone=None):
     """All that a run begins with -> Objective, optimiser, schedule.
 
-    contrast(tasks, channels) makes the regulariser; backbone: a module in place of the config's.
+    make_regulariser: of (tasks, channels), CrossTaskContrast or another form. backbone: a module in
+    place of the config's.
     """
     torch.manual_seed(config["seed"])
     net = MultiTaskNet(config["channels"], backbone or config["backbone"])
@@ -1216,8 +1237,8 @@ def set_up(config, device, contrast=CrossTaskContrast, backbone=None):
         load_pretrained(net.backbone, config["backbone"], config["pretrained"])
 
     regulariser = None
-    if config["contrast"] > 0:  # made after the network, so that both arms start alike
-        regulariser = contrast(config["tasks"], net.channels)
+    if config["contrast"] > 0:  # made after the network, so that the baseline starts alike
+        regulariser = make_regulariser(config["tasks"], net.channels)
 
     objective = Objective(net, regulariser, PROTOCOLS[config["dataset"]])
     objective = objective.to(device, memory_format=torch.channels_last)
@@ -1249,9 +1270,9 @@ def training_batches(config, device, workers, start):
     )
 
 
-def train(args, config, device, contrast=CrossTaskContrast, backbone=None):
+def train(args, config, device, make_regulariser=CrossTaskContrast, backbone=None):
     """The training of the paper -> the trained network; log.csv and last.pt in the run's folder."""
-    objective, optimiser, schedule = set_up(config, device, contrast, backbone)
+    objective, optimiser, schedule = set_up(config, device, make_regulariser, backbone)
     run = SafeRun(args.out, config, objective, optimiser, schedule)  # section 10
     start = run.begin(args.resume)
     batches = training_batches(config, device, args.workers, start)
@@ -1283,7 +1304,7 @@ def train(args, config, device, contrast=CrossTaskContrast, backbone=None):
             total.backward()
             optimiser.step()
 
-            # Polynomial decay of the learning rate (protocol).
+            # Polynomial decay of the learning rate (protocol). The log shows the one of this step.
             lr = schedule.get_last_lr()[0]
             schedule.step()
 
@@ -1396,7 +1417,8 @@ def draw_preview(samples, classes, path):
 # --------------------------------------------------------------------------------------- 10. safety
 # What keeps a run safe: not needed to understand the method. A run can be killed at any moment and
 # resumed as if it had never stopped; Ctrl-C and SIGTERM save and stop; what is not finite is
-# neither saved nor shown; a file is the old or the new one, never half of it; bad use is one line.
+# neither saved nor shown; a file is the old or the new one, never half of it; bad use is answered
+# in one line.
 class UserError(Exception):
     """Bad use or bad input. Its text is the one line that the user sees."""
 
@@ -1407,10 +1429,12 @@ REMEDIES = {
     "/torch_": "/dev/shm is full: --workers 0, or docker run --shm-size=8g",
     "unable to lock": "close what writes it, or set HDF5_USE_FILE_LOCKING=FALSE",
     "out of memory": "take a smaller --batch-size",
+    "DataLoader worker": "it was killed, as memory or /dev/shm may be full: take fewer --workers",
+    "EOFError": "a worker was killed, as memory or /dev/shm may be full: take fewer --workers",
     "more than 1 value per channel": "take a larger --batch-size for images this small",
 }
 
-NOT_WEIGHTS = {  # how other files begin that are taken for weights
+NOT_WEIGHTS = {  # files that people take for weights, by how they begin
     b"<": "it is a web page, download the file again",
     b"version https://git-lfs": "it is a pointer of Git LFS, get the file: git lfs pull",
 }
@@ -1446,7 +1470,7 @@ def find_extra(name, what):
 
 @contextmanager
 def replacing(path):
-    """A temporary name to write to, which is renamed at the end: path is the old or the new file."""
+    """A temporary name to write to, renamed at the end: path is the old or the new file."""
     part = Path(f"{path}.part")
     with explaining(f"{path} cannot be written", OSError, RuntimeError):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -1500,7 +1524,7 @@ def check_data(file, split, tasks):
     if missing:
         refuse(f"{split} has no {', '.join(sorted(missing))}")
 
-    # Types and shapes; the images' tells those of the labels.
+    # Types and shapes. Labels have the shape of the images.
     shape = group["image"].shape[:3]  # (N, H, W)
     if len(shape) < 3 or shape[0] == 0:
         refuse(f"{split} has no image")
@@ -1512,7 +1536,7 @@ def check_data(file, split, tasks):
         if found != layout:
             refuse(f"{split}/{name} must be {layout}, it is {found}")
 
-    # A binary map of 0 and 255 would be without a positive; a few images tell.
+    # In a binary map of 0 and 255 nothing would be positive. A few images show it.
     for task in tasks:
         if TASKS[task].classes == 2:
             values = set()
@@ -1562,10 +1586,11 @@ def in_any_process(flag):
 
 
 def quiet_worker(_):
-    """In a loader's process: signals to the run, and messages, are the main process's alone."""
-    if hasattr(os, "setpgrp"):  # not on Windows
+    """In a loader's process: Ctrl-C and messages are the main process's business alone."""
+    if hasattr(os, "setpgrp"):  # Windows lacks it
         os.setpgrp()
-    sys.excepthook = lambda *_: None  # for the thread that hands over batches when main has gone
+    # When the main process is gone, the thread that hands over batches would print a traceback.
+    sys.excepthook = lambda *_: None
 
 
 class SafeRun:
@@ -1575,9 +1600,10 @@ class SafeRun:
         self.folder = Path(folder)
         self.config = config
         self.objective = objective
-        self.parts = {  # what last.pt holds; all else follows from seed and iteration
+        # What changes while training. All draws follow from seed and iteration.
+        self.parts = {
             "model": objective.net,
-            "contrast": objective.regulariser or nn.ModuleDict(),
+            "contrast": objective.regulariser or nn.ModuleDict(),  # the baseline has none
             "optimiser": optimiser,
             "schedule": schedule,
         }
@@ -1588,16 +1614,19 @@ class SafeRun:
         self.print_time = -math.inf
 
     def begin(self, resume):
-        """-> the iteration to go on from. A new run removes what an older one left here."""
-        self.first = 0
+        """-> how many iterations are done. A new run removes the results of an older one here.
+
+        last.pt stays until the new run saves its own: only the same run can be resumed from it.
+        """
+        self.done = 0
         if resume and (self.folder / "last.pt").exists():
-            self.first = self.load()
+            self.done = self.load()
         elif rank() == 0:
             for name in ("log.csv", "metrics.json", "preview.png"):
                 (self.folder / name).unlink(missing_ok=True)
             write_json(self.folder / "config.json", self.config)
         self.start_time = time.monotonic()
-        return self.first
+        return self.done
 
     def load(self):
         """last.pt into everything that trains -> its iteration; another run's is refused."""
@@ -1606,8 +1635,8 @@ class SafeRun:
         differences = config_differences(saved["config"], self.config)
         if differences:
             raise UserError(f"{path} is of another run: {'; '.join(differences)}")
-        for name, part in self.parts.items():
-            part.load_state_dict(saved[name])
+        for name, module in self.parts.items():
+            module.load_state_dict(saved[name])
         self.log = saved.get("log", [])
         return saved["iteration"]
 
@@ -1624,7 +1653,10 @@ class SafeRun:
                 signal.signal(number, handler)
 
     def after_step(self, iteration, images, losses, contrast_loss, lr):
-        """Log every 10 iterations, save 20 times and at the end; stop after a signal."""
+        """Log every 10 iterations. Save 20 times, at least every 1,000. Stop after a signal.
+
+        images: the batch, which shows whether the network still gives finite numbers.
+        """
         row = {task: loss.detach().float() for task, loss in losses.items()}
         if self.objective.regulariser is not None:
             row["contrast"] = contrast_loss.detach().float()
@@ -1643,14 +1675,14 @@ class SafeRun:
         row = dict(zip(row, means))
         self.refuse_ruin(iteration, row, images if saving else None)
 
-        seconds = (time.monotonic() - self.start_time) / (iteration - self.first)
+        per_step = (time.monotonic() - self.start_time) / (iteration - self.done)  # seconds
         row["lr"] = lr
-        row["images_per_s"] = self.config["batch_size"] / seconds
+        row["images_per_s"] = self.config["batch_size"] / per_step
         self.log.append({"iteration": iteration, **{k: f"{v:.4g}" for k, v in row.items()}})
 
         if rank() == 0 and (last or time.monotonic() > self.print_time + 5):
             self.print_time = time.monotonic()
-            self.print_row(iteration, row, round(seconds * (iters - iteration)))
+            self.print_row(iteration, row, round(per_step * (iters - iteration)))
         if rank() == 0 and saving:
             self.save(iteration)
         if stopping:
@@ -1660,7 +1692,7 @@ class SafeRun:
     def refuse_ruin(self, iteration, row, images):
         """Stop before what is not finite is logged or, with the batch's images given, saved.
 
-        The losses do not tell all: the last step came after them.
+        The losses came before the last step, so they do not tell what it did to the network.
         """
         ruined = [name for name, mean in row.items() if not math.isfinite(mean)]
         if images is not None:
@@ -1698,8 +1730,8 @@ class SafeRun:
     def save(self, iteration):
         """last.pt and log.csv."""
         state = {"config": self.config, "iteration": iteration, "log": self.log}
-        for name, part in self.parts.items():
-            state[name] = part.state_dict()
+        for name, module in self.parts.items():
+            state[name] = module.state_dict()
         with replacing(self.folder / "last.pt") as part:
             torch.save(state, part)
         with replacing(self.folder / "log.csv") as part, part.open("w", newline="") as file:
@@ -1709,7 +1741,7 @@ class SafeRun:
 
 
 def config_differences(saved, wanted):
-    """What tells two runs apart, in words. Where files lie does not, but what they hold."""
+    """What tells two runs apart, in words: what the files hold, not where they lie."""
     differences = []
     for key, value in wanted.items():
         before = saved.get(key)
@@ -1749,7 +1781,7 @@ def number(kind, low, high=math.inf):
 
 
 def build_parser():
-    """The command line of mtcd.py; what the protocol fills in is None."""
+    """The command line of mtcd.py. Where the protocol says the default, it is None here."""
     cuda = torch.cuda.is_available()
     parser = Parser(description=__doc__.split("\n\n")[0])
 
@@ -1758,7 +1790,7 @@ def build_parser():
     add("--data", metavar="FILE", help="of data_prep.py (default: data/DATASET.h5)")
     add("--tasks", nargs="+", choices=TASKS, metavar="T", help="some of its tasks (default: all)")
     add("--backbone", choices=BACKBONES, help="shared encoder (default: hrnet18s; toy: hrnet_tiny)")
-    add("--pretrained", metavar="FILE|imagenet|none", help="(default: imagenet; hrnet_tiny: none)")
+    add("--pretrained", metavar="FILE|imagenet|none", help="(default: imagenet; toy: none)")
     add("--contrast", type=number(float, 0), metavar="LAMBDA", help="0: without the regulariser")
 
     add = parser.add_argument_group("how (defaults: the protocol's)").add_argument
@@ -1800,7 +1832,7 @@ def run_config(args):
 
     path = find_data(args.dataset, args.data)
     dataset = DenseTasks(path, "val", tasks)
-    DenseTasks(path, "train", tasks)  # is it as it should be, too?
+    DenseTasks(path, "train", tasks)  # checks the file's other half
     if dataset.name != args.dataset:
         raise UserError(
             f"{path} holds {dataset.name}, not {args.dataset}: --dataset {dataset.name}"
@@ -1864,10 +1896,11 @@ def render_toy(path):
         data_prep.make_toy(path)
 
 
-def run_training(args, device, contrast=CrossTaskContrast, backbone=None):
-    """Train, evaluate, report. contrast, backbone: other forms of the loss, an encoder of your own.
+def run_training(args, device, make_regulariser=CrossTaskContrast, backbone=None):
+    """Train, evaluate, report.
 
-    With an encoder of your own args.backbone is its name in config.json.
+    make_regulariser: another form of the loss, see extras/arms.py. backbone: an encoder of your
+    own; args.backbone is then its name in config.json.
     """
     config = run_config(args)
     out = Path(args.out)
@@ -1879,7 +1912,7 @@ def run_training(args, device, contrast=CrossTaskContrast, backbone=None):
         )
     failed = "the run failed; --resume goes on from its last checkpoint"
     with explaining(failed, RuntimeError, ValueError, OSError, EOFError):
-        net = train(args, config, device, contrast, backbone)
+        net = train(args, config, device, make_regulariser, backbone)
         report(net, config, out, device, args.workers)
 
 
@@ -1908,13 +1941,13 @@ def load_network(path, device, backbone=None):
         net = MultiTaskNet(config["channels"], backbone or config["backbone"])
         net.load_state_dict(checkpoint["model"])
         if checkpoint["iteration"] < config["iters"]:
-            config["iteration"] = checkpoint["iteration"]  # of an unfinished run
+            config["iteration"] = checkpoint["iteration"]  # only an unfinished run has it
     net = net.to(device, memory_format=torch.channels_last)
     return net, config, checkpoint["contrast"]
 
 
 def run_evaluation(args, device):
-    """Metrics of a checkpoint; of other data, or of an unfinished run, in a folder of their own."""
+    """Metrics of a checkpoint, in a folder of their own if it is unfinished or of other data."""
     allowed = ("eval", "checkpoint", "dataset", "data", "out", "device", "workers")
     for name, default in vars(build_parser().parse_args([])).items():
         if name not in allowed and getattr(args, name) != default:
@@ -1951,7 +1984,7 @@ def start_device(name):
         name = f"cuda:{os.environ['LOCAL_RANK']}"
 
     with explaining(f"--device {name} cannot be used", RuntimeError, AssertionError):
-        device = torch.zeros(1, device=name).device
+        device = torch.zeros(1, device=name).device  # works only where the device does
         if device.type == "cuda":
             torch.cuda.set_device(device)
         elif device.type != "cpu":

@@ -27,7 +27,7 @@ class AllSources(Ours):
     """Every other task is a source in every iteration: the mean over the sources."""
 
     def draw_sources(self, features, labels):
-        return [(t, s) for t, s in self.pairs() if t in features and s in labels]
+        return [(t, s) for t, s in self.task_pairs() if t in features and s in labels]
 
     def forward(self, features, labels):
         return super().forward(features, labels) / (len(self.tasks) - 1)
@@ -36,7 +36,7 @@ class AllSources(Ours):
 class OwnLabels(Ours):
     """A task's own labels are its source: the control that the paper excludes."""
 
-    def pairs(self):
+    def task_pairs(self):
         return [(task, task) for task in self.targets]
 
 
@@ -104,7 +104,7 @@ class AllPairs(Ours):
     def __init__(self, tasks, channels):
         super().__init__(tasks, channels, samples=384)
 
-    def draw_partners(self, n, device):
+    def draw_candidates(self, n, device):
         return torch.arange(n, device=device).expand(n, n)
 
 

@@ -8,6 +8,7 @@ An example to read, and to copy from: what your own training needs is marked 1 t
 
 import argparse
 import sys
+from pathlib import Path
 
 import h5py
 import torch
@@ -118,6 +119,10 @@ def main(argv=None):
 
     def job():
         args = parser.parse_args(argv)
+        if not Path(args.data).exists():
+            raise mtcd.UserError(
+                f"{args.data} is not there: python data_prep.py toy makes data/toy.h5"
+            )
         mtcd.DenseTasks(args.data, "train", ["semseg", "depth"])  # is it a data file?
         with h5py.File(args.data) as file:
             train(file["train"], args.iterations)
