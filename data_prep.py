@@ -29,7 +29,7 @@ import signal
 import sys
 import time
 import zipfile
-from collections import Counter
+from collections.abc import Callable
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache, partial
@@ -67,10 +67,11 @@ from extras.rawfiles import (
     index_normals,
     load_label,
     load_picture,
+    print_unused,
     read_ids,
     reading,
 )
-from extras.shrink import shrink_sample
+from extras.shrink import print_tolerance, shrink_sample
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -265,8 +266,8 @@ def open_package(root, dataset):
     if missing:
         some = ", ".join(missing[:3])
         raise PrepError(
-            f"{root}: {len(missing)} missing files, such as {some}: move the folder away and get it "
-            f"again: python data_prep.py {dataset} --download"
+            f"{root}: {len(missing)} missing files, such as {some}: move the folder away and "
+            f"get it again: python data_prep.py {dataset} --download"
         )
     refuse_shared(splits, root / package.lists)
     remark_unused(root, package, splits, present)
@@ -274,7 +275,7 @@ def open_package(root, dataset):
 
 
 def find_file(root, name, files, present):
-    """The first of the files that an array of the image `name` may lie in; None if none is there."""
+    """The first of the files that an array of an image may lie in; None if none is there."""
     for folder in files.folders:
         for ending in files.endings:
             path = root / folder / (name + ending)
@@ -305,20 +306,7 @@ def remark_unused(root, package, splits, present):
         for folder in files.folders:
             known.add(Path(folder).parts[0])
 
-    remarks = [entry.name for entry in sorted(root.iterdir()) if entry.name not in known]
-    unused = Counter()
-    for path in present - used:
-        folder = path.parent.relative_to(root).as_posix()
-        unused[f"{folder}/*{path.suffix}"] += 1
-    for pattern, count in sorted(unused.items()):
-        remarks.append(f"{pattern} ({count} files)")
-    print_unused(root, remarks)
-
-
-def print_unused(root, names):
-    names = [name for name in names if not name.startswith(".")]
-    if names:
-        print(f"not used of {root}: {', '.join(names[:12])}{', ...' if len(names) > 12 else ''}")
+    print_unused(root, known, present - used)
 
 
 def crop_frame(array):
@@ -444,7 +432,7 @@ def open_raw(root):
     with reading(root / RAW_MAT) as file, h5py.File(file.name) as arrays:
         lengths = [len(arrays[name]) for name in ("images", "depths", "labels", "instances")]
 
-    print_unused(root, [path.name for path in sorted(root.iterdir()) if path.name not in RAW_FILES])
+    print_unused(root, RAW_FILES)
     there = set(range(min(lengths)))
     normals = {}
     masks = {}
@@ -548,7 +536,7 @@ def make_toy(out, **changes):
             splits[split][f"{split}_{index:04d}"] = [toy.seed, number, index]
 
     read = partial(read_room, height=toy.height, width=toy.width)
-    write_h5(out, Work("toy", splits, read, (toy.height, toy.width)))
+    write_h5(out, splits, Work("toy", read, (toy.height, toy.width)))
 
 
 def read_room(seed, height, width):
@@ -558,11 +546,10 @@ def read_room(seed, height, width):
 # --------------------------------------------------------------------------------------- the writer
 @dataclass(frozen=True)
 class Work:
-    """What is to be written: read(source) -> sample, things seen, for {split: {id: source}}."""
+    """How samples are made; every worker has it."""
 
     dataset: str
-    splits: dict
-    read: object
+    read: Callable  # of a source -> sample, what was seen in its files
     size: tuple  # (H, W) to which images are padded, before they are shrunk
     shrink: int = 1  # K x K pixels become one
 
@@ -655,8 +642,8 @@ def examples(file, counts):
             yield f"{split}, {group['id'].asstr()[index]}", group["image"][index], labels, None
 
 
-def write_h5(out, work):
-    """The Work, in worker processes, into the file `out` and its preview.
+def write_h5(out, splits, work):
+    """{split: {id: source}}, read in worker processes, into the file `out` and its preview.
 
     Both take their places when they are whole, not before.
     """
@@ -670,12 +657,12 @@ def write_h5(out, work):
     start = time.monotonic()
     try:
         with Sink(part) as sink, h5py.File(sink, "w") as file:
-            counts = write_content(file, sink, work)
+            counts = write_content(file, sink, splits, work)
             preview(examples(file, counts), class_names(work, counts)).save(picture)
-        for split in work.splits:
+        for split in splits:
             summarise(split, counts[split], class_names(work, counts))
         if work.shrink > 1:
-            print_tolerance(work)
+            print_tolerance(work.dataset, work.size, work.shrink)
         sink.check()
         os.replace(picture, f"{out}.preview.png")
         os.replace(part, out)  # the last that can fail
@@ -687,7 +674,7 @@ def write_h5(out, work):
     print(f"{out} and {out.name}.preview.png: {time.monotonic() - start:.0f} s")
 
 
-def write_content(file, sink, work):
+def write_content(file, sink, splits, work):
     """All groups and attributes of a data file -> {split: {task: counts (N, 256)}}."""
     file.attrs.update(dataset=work.dataset, format=2)
     if work.shrink > 1:
@@ -696,7 +683,7 @@ def write_content(file, sink, work):
     jobs = min(os.cpu_count(), 8)
     counts = {}
     with start_workers(jobs) as pool:
-        for split, sources in work.splits.items():
+        for split, sources in splits.items():
             results = in_order(pool, partial(prepare, work=work), sources.items(), 2 * jobs)
             group = file.create_group(split)
             counts[split], seen = write_split(group, results, list(sources), sink)
@@ -740,18 +727,6 @@ def refuse_misread(dataset, split, counts, seen):
             f"{split}: of the {last + 1} classes of segmentation none after the {highest + 1}th "
             "occurs: maps of other classes? Get the package's own"
         )
-
-
-def print_tolerance(work):
-    """The tolerance of boundary matching is a share of the diagonal, so it shrinks, too."""
-    from mtcd import PROTOCOLS  # imports torch
-
-    share = PROTOCOLS[work.dataset].max_dist
-    diagonal = np.hypot(*work.size)
-    print(
-        f"odsF: boundaries match within {share:g} of the diagonal, "
-        f"{share * diagonal / work.shrink:.1f} pixels here, {share * diagonal:.1f} without --shrink"
-    )
 
 
 def check(path):
@@ -806,7 +781,8 @@ def convert(dataset, raw, out, shrink=1, download=False):
         refuse_layout(dataset, raw)
 
     root = found[0]
-    print_unused(raw, [other.name for other in found[1:]])
+    for other in found[1:]:
+        print(f"not used: {other}")
     print(f"reading {root}")
     if (root / package.lists).is_dir():
         splits = open_package(root, dataset)
@@ -815,7 +791,7 @@ def convert(dataset, raw, out, shrink=1, download=False):
     else:
         splits, mapping = open_raw(root)
         read = partial(read_raw, root=root, mapping=mapping)
-    write_h5(out, Work(dataset, splits, read, package.size, shrink))
+    write_h5(out, splits, Work(dataset, read, package.size, shrink))
 
 
 def refuse_layout(dataset, raw):
@@ -880,6 +856,8 @@ def main(argv=None):
         return 0
     except (PrepError, OSError, KeyboardInterrupt) as error:
         what = str(error) or "interrupted"
+        if isinstance(error, KeyboardInterrupt) and getattr(args, "download", False):
+            what += "; what was fetched is kept, the same command goes on"
         if args.job != "check":
             if isinstance(error, OSError):
                 what = f"cannot write {args.out}: {what}"

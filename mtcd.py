@@ -1225,10 +1225,11 @@ class Objective(nn.Module):
         return losses, contrast_loss
 
 
-def set_up(config, device, contrast=CrossTaskContrast, backbone=None):
+def set_up(config, device, make_regulariser=CrossTaskContrast, backbone=None):
     """All that a run begins with -> Objective, optimiser, schedule.
 
-    contrast(tasks, channels) makes the regulariser; backbone: a module in place of the config's.
+    make_regulariser: of (tasks, channels), CrossTaskContrast or another form. backbone: a module in
+    place of the config's.
     """
     torch.manual_seed(config["seed"])
     net = MultiTaskNet(config["channels"], backbone or config["backbone"])
@@ -1237,7 +1238,7 @@ def set_up(config, device, contrast=CrossTaskContrast, backbone=None):
 
     regulariser = None
     if config["contrast"] > 0:  # made after the network, so that the baseline starts alike
-        regulariser = contrast(config["tasks"], net.channels)
+        regulariser = make_regulariser(config["tasks"], net.channels)
 
     objective = Objective(net, regulariser, PROTOCOLS[config["dataset"]])
     objective = objective.to(device, memory_format=torch.channels_last)
@@ -1269,9 +1270,9 @@ def training_batches(config, device, workers, start):
     )
 
 
-def train(args, config, device, contrast=CrossTaskContrast, backbone=None):
+def train(args, config, device, make_regulariser=CrossTaskContrast, backbone=None):
     """The training of the paper -> the trained network; log.csv and last.pt in the run's folder."""
-    objective, optimiser, schedule = set_up(config, device, contrast, backbone)
+    objective, optimiser, schedule = set_up(config, device, make_regulariser, backbone)
     run = SafeRun(args.out, config, objective, optimiser, schedule)  # section 10
     start = run.begin(args.resume)
     batches = training_batches(config, device, args.workers, start)
@@ -1895,10 +1896,11 @@ def render_toy(path):
         data_prep.make_toy(path)
 
 
-def run_training(args, device, contrast=CrossTaskContrast, backbone=None):
-    """Train, evaluate, report. contrast, backbone: other forms of the loss, an encoder of your own.
+def run_training(args, device, make_regulariser=CrossTaskContrast, backbone=None):
+    """Train, evaluate, report.
 
-    With an encoder of your own args.backbone is its name in config.json.
+    make_regulariser: another form of the loss, see extras/arms.py. backbone: an encoder of your
+    own; args.backbone is then its name in config.json.
     """
     config = run_config(args)
     out = Path(args.out)
@@ -1910,7 +1912,7 @@ def run_training(args, device, contrast=CrossTaskContrast, backbone=None):
         )
     failed = "the run failed; --resume goes on from its last checkpoint"
     with explaining(failed, RuntimeError, ValueError, OSError, EOFError):
-        net = train(args, config, device, contrast, backbone)
+        net = train(args, config, device, make_regulariser, backbone)
         report(net, config, out, device, args.workers)
 
 

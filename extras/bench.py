@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: MIT
 """What takes how long, and how much memory a training step adds.
 
-    python -m extras.bench [the arguments of mtcd.py]
+    python -m extras.bench --dataset nyud --batch-size 2
 
 A training step with and without the regulariser, the regulariser alone, the loader, inference and
 every metric: medians of 5 rounds, in turn, so that a machine's drift meets all alike.
@@ -182,7 +182,7 @@ def follow_run(args, device):
 def main(argv=None):
     """The command line -> exit status."""
     parser = mtcd.build_parser()
-    parser.prog = "python -m extras.bench"
+    parser.usage = "python -m extras.bench [the arguments of mtcd.py]"
     parser.description = __doc__
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
 

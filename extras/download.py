@@ -57,30 +57,38 @@ def fetch_package(sources, folder, command):
 
     command: what to type after a download by hand.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        archive = find_kept(sources, folder) or fetch_first(sources, folder, command)
+        unpack(archive, folder)
+    except OSError as error:  # of this disk; the network's are caught before
+        raise PrepError(f"{folder}: cannot be written: {error}") from error
+
+
+def find_kept(sources, folder):
+    """An archive that was fetched before; None if there is none."""
     for source in sources:
         archive = folder / source.name
         if archive.exists():
             print(f"{archive} is there already: unpacking it", flush=True)
-            unpack(archive, folder)
-            return
+            return archive
+    return None
 
+
+def fetch_first(sources, folder, command):
+    """-> the archive of the first address that gives one."""
     tried = []
     for source in sources:
-        archive = folder / source.name
         if (folder / source.folder).exists():
             tried.append(f"{source.url}: {folder / source.folder} is there already, move it away")
             continue
-
         print(f"fetching {source.url}", flush=True)
         try:
-            fetch(source.url, archive)
+            fetch(source.url, folder / source.name)
+            return folder / source.name
         except NoFile as error:
             print(f"no: {error}", flush=True)
             tried.append(f"{source.url}: {error}")
-            continue
-        unpack(archive, folder)
-        return
 
     raise PrepError(
         f"no address gave the package ({'; '.join(tried)}): "

@@ -165,4 +165,8 @@ def load_network(path, device):
     config = mtcd.load_weights(path, "config")["config"]
     with mtcd.explaining(f"{path} is not last.pt of a run of mtcd.py", KeyError, TypeError):
         encoder = build_encoder(config)
-    return mtcd.load_network(path, device, encoder)
+    net, config, contrast_state = mtcd.load_network(path, device, encoder)
+    for name, array in net.state_dict().items():
+        if not array.isfinite().all():
+            raise mtcd.UserError(f"{path}: {name} is not finite; float16 ends at 65504")
+    return net, config, contrast_state

@@ -33,8 +33,8 @@ def normals_from_depth(depth, intrinsics, radius=5):
 
     They are in camera axes, x right, y down, z forward, and point at the camera; 0 where depth is
     missing or too little is seen. Windows are 2 radius + 1 pixels wide. One across an edge of depth
-    or a crease gives way to one shifted by its radius, with the pixel still in it, if that has under
-    half the error.
+    or a crease gives way to one shifted by its radius, with the pixel still in it, if that has
+    under half the error.
     """
     seen = (depth > 0).astype(float)
     fit = fit_planes(depth, seen, intrinsics, radius)

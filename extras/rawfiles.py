@@ -47,7 +47,7 @@ def reading(path):
 
 
 def decode(file, path, variable=None, **options):
-    """The array in a picture (palette indices stay indices), a .npy, or a variable of a .mat (v5)."""
+    """The array in a picture (palette indices stay indices), a .npy, or a .mat's variable (v5)."""
     if path.name.endswith(".npy"):
         return np.load(file)
 
@@ -78,7 +78,7 @@ def load_picture(path, adjust=None):
 
 
 def load_label(path, image, rule, variable=None, channels=(), adjust=None):
-    """rule(array of the file, perhaps adjusted), which must have the size of the Picture `image`."""
+    """rule(array of the file, perhaps adjusted), which must have the size of the Picture."""
     with reading(path) as file:
         raw = decode(file, path, variable)
         if raw.shape[2:] == (1,):
@@ -131,6 +131,22 @@ def read_ids(path):
         if not ids:
             raise ValueError("lists no image")
     return ids
+
+
+def print_unused(root, known, files=()):
+    """What lies in a folder beside the known names, and files in those, by folder and ending."""
+    remarks = [path.name for path in sorted(root.iterdir()) if path.name not in known]
+    groups = Counter()
+    for path in files:
+        groups[f"{path.parent.relative_to(root).as_posix()}/*{path.suffix}"] += 1
+    for pattern, count in sorted(groups.items()):
+        remarks.append(f"{pattern} ({count} files)")
+
+    remarks = [remark for remark in remarks if not remark.startswith(".")]
+    if len(remarks) > 12:
+        remarks[12:] = ["..."]
+    if remarks:
+        print(f"not used of {root}: {', '.join(remarks)}")
 
 
 class ZippedNormals(NamedTuple):
@@ -240,7 +256,7 @@ def as_normals(raw):
 
 
 def as_unit(vectors, shortest):
-    """Vectors (h, w, 3) -> float16 of length 1; 0 where they are shorter than that or not finite."""
+    """Vectors (h, w, 3) -> float16 of length 1; 0 where they are `shortest` or less, or not finite."""
     vectors = vectors.astype(np.float32)
     length = np.sqrt((vectors**2).sum(-1, keepdims=True))
     valid = np.isfinite(length) & (length > shortest)
@@ -289,5 +305,6 @@ def binary_form(paths, enough=24):
     if max(values) > 127:
         return LEVELS
     raise PrepError(
-        f"{folder}: the maps hold values from {min(values)} to {max(values)}; write 0 and 1, or 0 and 255"
+        f"{folder}: the maps hold values from {min(values)} to {max(values)}: "
+        "write 0 and 1, or 0 and 255"
     )

@@ -11,8 +11,8 @@ IGNORED = 255  # in labels of classes
 def shrink_sample(sample, k):
     """{array: (h, w, ...)} -> the same at (h // k, w // k); rows and columns beyond that are lost.
 
-    Choices: the image by area, classes by the centre pixel, depth and normals by the mean of what is
-    valid, a boundary where a block holds one, thinned again.
+    Choices: the image by area, classes by the centre pixel, depth and normals by the mean of what
+    is valid, a boundary where a block holds one, thinned again.
     """
     return {name: shrink_array(name, array, k) for name, array in sample.items()}
 
@@ -61,9 +61,21 @@ def unit(vectors):
 
 
 def shrink_boundary(blocks):
-    """Where a block holds a boundary, one pixel wide; ignored where its centre is and it holds none."""
+    """Where a block holds a boundary, thinned; ignored where the centre is and it holds none."""
     holds = (blocks == 1).any((2, 3))
     label = thin(holds).astype(np.uint8)
     ignored = (centre(blocks) == IGNORED) & ~holds
     label[ignored] = IGNORED
     return label
+
+
+def print_tolerance(dataset, size, k):
+    """The tolerance of boundary matching is a share of the diagonal of (H, W): it shrinks, too."""
+    from mtcd import PROTOCOLS  # imports torch
+
+    share = PROTOCOLS[dataset].max_dist
+    pixels = share * np.hypot(*size)
+    print(
+        f"odsF: boundaries match within {share:g} of the diagonal, "
+        f"{pixels / k:.1f} pixels here, {pixels:.1f} without --shrink"
+    )

@@ -4,6 +4,7 @@
 Miniature packages in the official layouts, written here; a server on 127.0.0.1.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import io
@@ -331,7 +332,7 @@ def write_pascal(root, seed=0):
 
 
 def write_semseg(root, name, labels, rng, number):
-    """In VOC12, but for number 2; every other one with a palette. Both folders: VOC12 goes first."""
+    """In VOC12, but for number 2; every other one with a palette. VOC12 goes before the other."""
     for folder in ("VOC12", "pascal-context"):
         (root / "semseg" / folder).mkdir(parents=True, exist_ok=True)
     picture = Image.fromarray(labels)
@@ -347,7 +348,7 @@ def write_semseg(root, name, labels, rng, number):
 # ------------------------------------------------------------------------------- known data sets
 @pytest.fixture
 def in_small(monkeypatch):
-    """Samples are read in this process and padded to less, no preview is drawn: a tenth of the time."""
+    """Read in this process, padded to less, without a preview: a tenth of the time."""
     small = dataclasses.replace(data_prep.PACKAGES["nyud"], size=(100, 64))
     monkeypatch.setitem(data_prep.PACKAGES, "nyud", small)
     monkeypatch.setattr(data_prep, "start_workers", ThreadPoolExecutor)
@@ -744,7 +745,7 @@ def test_missing_normals_survive_jpeg(tmp_path):
             assert not valid[inside].any()
 
 
-# ------------------------------------------------------------------------------- inputs, all or told
+# -------------------------------------------------------------------------- inputs, used or told
 def test_a_zip_of_normals_without_numbered_pictures_is_refused(tmp_path, capsys):
     write_raw(tmp_path)
     with zipfile.ZipFile(tmp_path / "nyu_normals_gt.zip", "w") as archive:
@@ -781,7 +782,7 @@ def test_what_is_there_and_not_used_is_told(tmp_path, capsys, in_small):
     output = capsys.readouterr().out
     told = "masks, images/*.png (1 files), segmentation/*.mat (4 files)"
     assert f"not used of {root}: {told}\n" in output
-    assert f"not used of {tmp_path}: NYUDv2\n" in output
+    assert f"not used: {tmp_path / 'NYUDv2'}\n" in output
 
 
 def test_what_is_beside_the_raw_files_is_told(tmp_path, capsys):
@@ -1177,7 +1178,7 @@ class Site:
         self.ranges = True
         self.asked = []  # (path, Range or None)
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), self.handler())
-        threading.Thread(target=self.server.serve_forever, daemon=True).start()
+        threading.Thread(target=self.server.serve_forever, args=[0.01], daemon=True).start()
 
     def url(self, path):
         return f"http://127.0.0.1:{self.server.server_port}{path}"
@@ -1216,7 +1217,8 @@ class Site:
                 body = content[start:]
                 if site.breaks.get(self.path):
                     body = body[: site.breaks[self.path].pop(0)]
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # the client has gone
+                    self.wfile.write(body)
 
         return Handler
 
@@ -1374,6 +1376,25 @@ def test_a_full_disk_is_told_before_the_download(site, tmp_path, monkeypatch, ca
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     line = refused(capsys, "nyud", "--download", "--raw", tmp_path, "--out", tmp_path / "n.h5")
     assert "needs 5 MB, 1 MB are free" in line
+
+
+def test_a_disk_that_fills_while_a_package_comes_is_told_by_its_folder(
+    site, tmp_path, monkeypatch, capsys
+):
+    site.files["/NYUD_MT.tgz"] = bytes(3_000_000)
+    serve(monkeypatch, Source(site.url("/NYUD_MT.tgz"), "NYUD_MT"))
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, hard))
+    try:
+        line = refused(capsys, "nyud", "--download", "--raw", tmp_path, "--out", tmp_path / "n.h5")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert line.startswith(f"data_prep.py: {tmp_path}: cannot be written")
+
+
+def test_the_one_command_has_a_folder_of_its_own():
+    args = data_prep.parse_arguments(["nyud", "--download"])
+    assert (args.raw, args.out) == (Path("data/raw"), Path("data/nyud.h5"))
 
 
 def test_a_folder_of_the_users_is_not_replaced(site, package, tmp_path, monkeypatch, capsys):

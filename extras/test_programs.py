@@ -755,6 +755,15 @@ def test_small_checkpoint_holds_the_same_network_in_float32(small_checkpoint, mo
         assert array.equal(stored[name].to(array.dtype))
 
 
+def test_a_number_beyond_float16_is_refused(small_checkpoint, tmp_path):
+    content = torch.load(small_checkpoint, weights_only=True)
+    variance = content["model"]["backbone.stem.1.running_var"]
+    variance[3] = torch.tensor(70_000.0).half()  # becomes infinity
+    torch.save(content, tmp_path / "over.pt")
+    with pytest.raises(mtcd.UserError, match="over.pt: backbone.stem.1.running_var is not finite"):
+        lite0.load_network(tmp_path / "over.pt", CPU)
+
+
 def test_network_of_lite0_and_nyuds_tasks_fits_into_six_megabytes():
     net = mtcd.MultiTaskNet(peers.TASKS, lite0.Lite0(pretrained=False))
     assert 2 * sum(array.numel() for array in net.state_dict().values()) < 6e6

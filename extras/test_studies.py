@@ -37,13 +37,11 @@ def lines_of(run, values, share="", minutes="1.0"):
 
 
 def write_results(path, kind, lines):
+    """A CSV file of these lines, read back as the studies do."""
+    header = [field.name for field in dataclasses.fields(kind)]
+    header += ["task", "metric", "value", "share_of_chance", "minutes"]
     with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow([field.name for field in dataclasses.fields(kind)])
-    text = path.read_text().strip() + ",task,metric,value,share_of_chance,minutes\n"
-    with path.open("w", newline="") as file:
-        file.write(text)
-        csv.writer(file).writerows(lines)
+        csv.writer(file).writerows([header, *lines])
     return experiments.read_results(path, kind)
 
 
