@@ -148,7 +148,8 @@ def consistency(args):
     # The network before its training: random weights, whatever the run started from.
     torch.manual_seed(config["seed"])
     start = mtcd.MultiTaskNet(config["channels"], build_encoder(config)).to(device)
-    contrast = mtcd.CrossTaskContrast(tasks, net.channels).to(device)
+    contrast = mtcd.CrossTaskContrast(tasks, net.channels, samples=1024)  # for steady shares
+    contrast = contrast.to(device)
     before, _ = triplet_distances(start, contrast, {}, dataset, device)
     projectors = trained_projectors(contrast, trained, args.checkpoint)
     plain, projected = triplet_distances(net, contrast, projectors, dataset, device)
