@@ -140,7 +140,7 @@ class CrossTaskContrast(nn.Module):
 
     >>> contrast = CrossTaskContrast(["semseg", "depth"], channels=64)  # train its parameters, too
     >>> regulariser = contrast({"semseg": f1, "depth": f2}, {"semseg": y1, "depth": y2})
-    >>> loss = task_losses + 0.5 * regulariser
+    >>> loss = task_losses + 1.0 * regulariser
 
     After a call `share_of_chance` holds the mean loss of a target, divided by the margin. It is
     about 1 while the projections tell nothing, and 0 once all negatives are farther by the margin.
@@ -615,9 +615,9 @@ PROTOCOLS = {
         tasks=("semseg", "parsing", "saliency", "depth", "normal", "boundary"),
         backbone="hrnet_tiny",
         pretrained="none",
-        iters=900,
+        iters=2000,
         lr=0.08,
-        contrast=0.5,
+        contrast=1,
         scales=(1, 1),
         boundary_weight=0.8,
         max_dist=0.011,

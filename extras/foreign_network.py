@@ -71,7 +71,7 @@ def train(data, iterations):
         regulariser = contrast(features, labels)
 
         # 4. Lambda, here 0.5, weighs it against the tasks' losses.
-        loss = task_loss + 0.5 * regulariser
+        loss = task_loss + 1.0 * regulariser
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
