@@ -70,7 +70,7 @@ def train(data, iterations):
         # 3. Features and labels by task. Labels keep their own resolution.
         regulariser = contrast(features, labels)
 
-        # 4. Lambda, here 0.5, weighs it against the tasks' losses.
+        # 4. Lambda, here 1, weighs it against the tasks' losses.
         loss = task_loss + 1.0 * regulariser
         optimiser.zero_grad()
         loss.backward()
