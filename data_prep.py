@@ -139,15 +139,16 @@ PARTS = {  # the 7 classes of parsing, and the names of PASCAL-Parts that each g
 PART_GROUP = {name: group for group, names in enumerate(PARTS.values()) for name in names}
 PERSON = 15  # class_ind of the objects whose parts count
 
-CLASS_NAMES = {
-    "toy": {"semseg": rooms.CLASSES},
-    "nyud": {"semseg": NYUD_CLASSES},
-    "pascal": {"semseg": PASCAL_CLASSES},
+OTHER_NAMES = {
+    "parsing": tuple(PARTS),
+    "saliency": ("background", "salient"),
+    "boundary": ("background", "boundary"),
 }
-for names in CLASS_NAMES.values():
-    names["parsing"] = tuple(PARTS)
-    names["saliency"] = ("background", "salient")
-    names["boundary"] = ("background", "boundary")
+CLASS_NAMES = {
+    "toy": {"semseg": rooms.CLASSES, **OTHER_NAMES},
+    "nyud": {"semseg": NYUD_CLASSES, **OTHER_NAMES},
+    "pascal": {"semseg": PASCAL_CLASSES, **OTHER_NAMES},
+}
 
 # fmt: off
 # The 170 of the 459 LabelMap classes on which the distilled normals hold (the code bases' list).
@@ -317,7 +318,7 @@ def crop_frame(array):
 
 
 def nyud_reader(splits):
-    """-> read(files of one id), for the package that these splits are of."""
+    """-> read(files of one id) for the package that these splits are of."""
     return partial(read_nyud, edge_form=binary_form(some_paths(splits, "boundary")))
 
 
@@ -352,6 +353,7 @@ def read_nyud(files, edge_form):
 
 
 def pascal_reader(splits):
+    """-> read(files of one id) for the package that these splits are of."""
     return partial(read_pascal, saliency_form=binary_form(some_paths(splits, "saliency")))
 
 

@@ -294,6 +294,8 @@ def unpack(archive, folder):
 
 def unpack_tar(archive, own):
     with open(archive, "rb") as raw, tarfile.open(fileobj=raw) as members:
+        if hasattr(tarfile, "data_filter"):  # since Python 3.11.4; a second guard
+            members.extraction_filter = tarfile.data_filter
         report = Report(f"unpacking {archive.name}", 0, archive.stat().st_size)
         for member in members:
             refuse_outside(archive, member.name)

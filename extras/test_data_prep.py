@@ -1435,12 +1435,13 @@ def zip_of(*members):
     return data.getvalue()
 
 
+EVIL = Path(f"/tmp/evil-{os.getpid()}")
 FILE = tarfile.REGTYPE
 LINK = tarfile.SYMTYPE
 HOSTILE = {
     "tar up": tar_of(("good/a", FILE, ""), ("../evil", FILE, "")),
     "tar up inside": tar_of(("good/../../evil", FILE, "")),
-    "tar absolute": tar_of(("/tmp/evil", FILE, "")),
+    "tar absolute": tar_of((str(EVIL), FILE, "")),
     "tar drive": tar_of(("C:\\evil", FILE, "")),
     "tar link": tar_of(("good", LINK, ".."), ("good/evil", FILE, "")),
     "tar absolute link": tar_of(("good", LINK, "/etc")),
@@ -1448,7 +1449,7 @@ HOSTILE = {
     "tar device": tar_of(("good", tarfile.CHRTYPE, "")),
     "tar pipe": tar_of(("good", tarfile.FIFOTYPE, "")),
     "zip up": zip_of(("good/a", 0o644), ("../evil", 0o644)),
-    "zip absolute": zip_of(("/tmp/evil", 0o644)),
+    "zip absolute": zip_of((str(EVIL), 0o644)),
     "zip backslash": zip_of(("..\\evil", 0o644)),
     "zip link": zip_of(("good", 0o120777)),
 }
@@ -1465,7 +1466,7 @@ def test_a_hostile_archive_is_refused_as_a_whole(case, tmp_path):
         download.unpack(archive, folder)
     assert content(tmp_path) == before
     assert list(folder.iterdir()) == [archive]
-    assert not Path("/tmp/evil").exists()
+    assert not EVIL.exists()
 
 
 @pytest.mark.parametrize("kind", ["cut", "bits", "nonsense", "empty", "empty tar"])
