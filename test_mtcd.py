@@ -347,7 +347,10 @@ def test_the_generator_state_decides_the_loss():
     assert losses[0] == losses[1] != losses[2]
 
 
-@pytest.mark.parametrize("form", [form for form in FORMS if not form.startswith("margin")])
+SAME_CODE = ("margin", "samples", "nearest of 4")  # as "ours" or "nearest of 16", another number
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if not form.startswith(SAME_CODE)])
 def test_same_bits_twice_with_two_threads(form):
     """Of all forms of the loss: gradients add up in the same order, whatever the threads do."""
     tasks = ["semseg", "depth", "normal", "boundary"]

@@ -333,26 +333,27 @@ def test_a_diverging_run_leaves_nothing_and_its_advice_works(
     assert main(*arguments, "--lr", "1e-3") == 0
 
 
-@pytest.mark.parametrize("ruined", [13, 14])
+@pytest.mark.parametrize("ruined, parameter", [(13, 5), (14, 5), (14, -1)])
 def test_weights_ruined_in_the_middle_of_a_run_never_replace_the_last_good_ones(
-    ruined, toy_file, tmp_path, capsys, monkeypatch
+    ruined, parameter, toy_file, tmp_path, capsys, monkeypatch
 ):
-    """Right before a save, and one iteration earlier."""
+    """Right before a save, and one iteration earlier. The last parameter is a projector's."""
     number = itertools.count(1)
     step = torch.optim.SGD.step
 
     def ruining_step(self, *rest):
         step(self, *rest)
         if next(number) == ruined:
-            self.param_groups[0]["params"][5].data.view(-1)[0] = math.nan
+            self.param_groups[0]["params"][parameter].data.view(-1)[0] = math.nan
 
     monkeypatch.setattr(torch.optim.SGD, "step", ruining_step)
-    arguments = quick(toy_file, tmp_path, "--iters", 40)
+    arguments = quick(toy_file, tmp_path, "--tasks", "semseg", "depth", "--iters", 40)
     assert main(*arguments) == 2
     assert "not finite at iteration 14" in error_line(capsys)
-    saved = mtcd.load_weights(tmp_path / "last.pt", "iteration", "model")
+    saved = mtcd.load_weights(tmp_path / "last.pt", "iteration", "model", "contrast")
     assert saved["iteration"] == 12
-    assert all(array.isfinite().all() for array in saved["model"].values())
+    for part in ("model", "contrast"):
+        assert all(array.isfinite().all() for array in saved[part].values())
     assert not (tmp_path / "metrics.json").exists()
     monkeypatch.undo()
     assert main(*arguments, "--resume") == 0
