@@ -62,6 +62,20 @@ class PerImage(Ours):
         return sum(losses) / len(losses)
 
 
+class FadingOut(CrossTaskContrast):
+    """Its strength falls linearly to 0 within the first `until` calls; the tasks have the rest."""
+
+    def __init__(self, tasks, channels, until, **choices):
+        super().__init__(tasks, channels, **choices)
+        self.until = until
+        self.register_buffer("calls", torch.zeros((), dtype=torch.long))  # so a resumed run goes on
+
+    def forward(self, features, labels):
+        self.calls += 1
+        strength = (1 - self.calls / self.until).clamp(min=0)
+        return super().forward(features, labels) * strength
+
+
 # ----------------------------------------------------------------------------------------- projectors
 class LinearProjector(Ours):
     """One matrix in place of two with a ReLU between."""

@@ -5,12 +5,14 @@ python data_prep.py nyud --download --shrink 4      # once: data/nyud.h5, 106 x 
 python -m extras.photos                             make every run that docs/photos.csv lacks
 python -m extras.photos --tuning                    the same, only the tuning runs
 python -m extras.photos --tables                    run nothing: print the tables
+python -m extras.photos --ship                      docs/nyud_lite0.pt, of the shipped run
 """
 
 import argparse
 import dataclasses
 import sys
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
@@ -18,7 +20,7 @@ import numpy as np
 import torch
 
 import mtcd
-from extras.arms import FORMS
+from extras.arms import FadingOut, Ours, OwnLabels
 from extras.experiments import (
     TASKS,
     gain_table,
@@ -38,9 +40,22 @@ RESULTS = ROOT / "docs/photos.csv"
 DOCUMENT = ROOT / "docs/results.md"
 FOLDER = ROOT / "runs/photos"
 DATA = ROOT / "data/nyud.h5"
+CHECKPOINT = ROOT / "docs/nyud_lite0.pt"
 
 
 # --------------------------------------------------------------------------------------- the runs
+WITHOUT_SEMSEG = ("depth", "normal", "boundary")
+FORMS = {
+    "ours": mtcd.CrossTaskContrast,
+    "own labels": partial(OwnLabels, samples=128),
+    "not of semseg": partial(mtcd.CrossTaskContrast, targets=WITHOUT_SEMSEG),
+    "of depth, 1024 samples": partial(Ours, targets=("depth",)),
+    "of depth and boundary, 1024 samples": partial(Ours, targets=("depth", "boundary")),
+    "fading": FadingOut,  # over the first half of the training
+    "fading, not of semseg": partial(FadingOut, targets=WITHOUT_SEMSEG),
+}
+
+
 @dataclass(frozen=True)
 class Run:
     """All that tells one training run from another: the first columns of docs/photos.csv."""
@@ -65,6 +80,42 @@ class Run:
         if self.contrast == 0:
             return "baseline" if self.form == "none" else "single-task"
         return f"{self.form}, lambda {self.contrast:g}"
+
+
+def arms(*pairs):
+    """Changes of a Run: forms with their lambda."""
+    return [{"form": form, "contrast": strength} for form, strength in pairs]
+
+
+BASELINE = {"form": "none", "contrast": 0.0}
+TUNING = Run(set="tuning")
+FEW = Run()
+ALL = Run(photos=795, iterations=5000)
+SEEDS = range(10, 16)
+SHIPPED = dataclasses.replace(ALL, form="ours", contrast=0.2, seed=10)  # its network is kept
+
+PLAN = (  # settings, seeds, arms
+    # By these the choices were made.
+    (TUNING, [0], [BASELINE]),
+    (TUNING, [0], arms(("of depth, 1024 samples", 2.0))),
+    (TUNING, [0], arms(("of depth and boundary, 1024 samples", 2.0))),
+    (TUNING, [0], arms(("fading", 2.0), ("fading, not of semseg", 2.0))),
+    (dataclasses.replace(TUNING, photos=50), [0], [BASELINE, *arms(("ours", 2.0))]),
+    # The main comparison.
+    (FEW, SEEDS, [BASELINE, *arms(("ours", 0.2))]),
+    # All photos.
+    (ALL, SEEDS[:1], [BASELINE, *arms(("ours", 0.2))]),
+)
+
+
+def plan():
+    """Every run once, in the order in which they are made."""
+    runs = {}
+    for setting, seeds, changes in PLAN:
+        for seed in seeds:
+            for change in changes:
+                runs[dataclasses.replace(setting, seed=seed, **change)] = True
+    return list(runs)
 
 
 # ------------------------------------------------------------------------------------------ the data
@@ -116,10 +167,14 @@ def copy_frames(source, target, frames):
 
 
 # --------------------------------------------------------------------------------------- making them
+def run_folder(run):
+    name = "-".join(str(value) for value in dataclasses.astuple(run))
+    return FOLDER / name.replace(" ", "_").replace(",", "")
+
+
 def train(run):
     """Make a run -> its lines of docs/photos.csv."""
-    name = "-".join(str(value) for value in dataclasses.astuple(run)).replace(" ", "_")
-    out = FOLDER / name
+    out = run_folder(run)
     tasks = TASKS
     if run.form.startswith("only "):
         tasks = [run.form.removeprefix("only ")]
@@ -137,8 +192,12 @@ def train(run):
         args.backbone = "lite0"
         torch.manual_seed(run.seed)
         backbone = Lite0()
-    lines = train_run(run, args, out, FORMS.get(run.form), backbone)
-    (out / "last.pt").unlink()
+    form = FORMS.get(run.form)
+    if run.form.startswith("fading"):
+        form = partial(form, until=run.iterations // 2)
+    lines = train_run(run, args, out, form, backbone)
+    if run != SHIPPED:
+        (out / "last.pt").unlink()
     return lines
 
 
@@ -149,6 +208,24 @@ def run_all(sets):
     for run in runs:
         data_file(run)  # before two processes want it
     make_runs(runs, RESULTS, train)
+
+
+def ship():
+    """docs/nyud_lite0.pt: the network of SHIPPED in half precision, without what training needs."""
+    path = run_folder(SHIPPED) / "last.pt"
+    if not path.exists():
+        raise mtcd.UserError(f"{path} is not there: python -m extras.photos makes it")
+    saved = mtcd.load_weights(path, "config", "model", "iteration")
+    config = {**saved["config"], "data": "data/nyud.h5"}  # not where it lay here
+    halves = {}
+    for name, array in saved["model"].items():
+        halves[name] = array.half() if array.is_floating_point() else array
+    with mtcd.replacing(CHECKPOINT) as part:
+        torch.save(
+            {"config": config, "iteration": saved["iteration"], "model": halves, "contrast": {}},
+            part,
+        )
+    print(f"{CHECKPOINT}: {CHECKPOINT.stat().st_size / 1e6:.1f} MB")
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -187,11 +264,14 @@ def main(argv=None):
     )
     parser.add_argument("--tuning", action="store_true", help="make the tuning runs only")
     parser.add_argument("--tables", action="store_true", help="run nothing, print the tables")
+    parser.add_argument("--ship", action="store_true", help="run nothing, write the checkpoint")
 
     def job():
         args = parser.parse_args(argv)
         if args.tables:
             show_results()
+        elif args.ship:
+            ship()
         elif args.tuning:
             run_all(["tuning"])
         else:

@@ -413,8 +413,8 @@ def test_plan_of_photos_holds_each_run_once_with_its_baseline():
     for run in runs:
         assert run.set in ("reported", "tuning")
         assert run.encoder in ("lite0", "hrnet_tiny")
-        assert run.form in ("none", *FORMS) or run.form.removeprefix("only ") in photos.TASKS
-        assert (run.contrast > 0) == (run.form in FORMS)
+        assert run.form in ("none", *photos.FORMS) or run.form.removeprefix("only ") in photos.TASKS
+        assert (run.contrast > 0) == (run.form in photos.FORMS)
 
 
 @pytest.mark.skipif(not hasattr(photos, "plan"), reason="the photos' runs are not planned yet")
