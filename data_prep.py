@@ -149,6 +149,8 @@ CLASS_NAMES = {
     "nyud": {"semseg": NYUD_CLASSES, **OTHER_NAMES},
     "pascal": {"semseg": PASCAL_CLASSES, **OTHER_NAMES},
 }
+# The same as one text per data set, for scripts that import it.
+SEMSEG = {name: ", ".join(tasks["semseg"]) for name, tasks in CLASS_NAMES.items()}
 
 # fmt: off
 # The 170 of the 459 LabelMap classes on which the distilled normals hold (the code bases' list).
