@@ -1880,7 +1880,7 @@ def test_bad_use_is_one_line_that_says_what_is_allowed(
     (tmp_path / "text").write_text("not a file of ours")
     places = {"tmp": tmp_path, "toy": toy_file, "run": trained / "last.pt"}
     arguments = [argument.format(**places) for argument in arguments]
-    assert main("--out", tmp_path / "run", *arguments) == 2
+    assert main("--out", tmp_path / "run", "--data", toy_file, *arguments) == 2
     error = error_line(capsys)
     assert error.startswith("mtcd.py: ")
     assert re.search(told, error)
