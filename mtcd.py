@@ -604,7 +604,7 @@ class Protocol:
     pretrained: str  # "imagenet" or "none"
     iters: int
     lr: float  # at the start; it falls with the power 0.9 to 0
-    contrast: float  # lambda, a choice
+    contrast: float  # lambda (choice, see docs/results.md): what helps in rooms harms photos
     scales: tuple  # bounds of the augmentation's random scale
     boundary_weight: float  # of boundary pixels in their loss; the others weigh 1 minus this
     max_dist: float  # tolerance of boundary matching, as a share of the image's diagonal
@@ -617,7 +617,7 @@ PROTOCOLS = {
         pretrained="none",
         iters=2000,
         lr=0.08,
-        contrast=1,
+        contrast=1.0,
         scales=(1, 1),
         boundary_weight=0.8,
         max_dist=0.011,
@@ -628,7 +628,7 @@ PROTOCOLS = {
         pretrained="imagenet",
         iters=40_000,
         lr=0.01,
-        contrast=0.5,
+        contrast=0.2,
         scales=(0.5, 2),
         boundary_weight=0.8,
         max_dist=0.011,
@@ -639,7 +639,7 @@ PROTOCOLS = {
         pretrained="imagenet",
         iters=40_000,
         lr=0.005,
-        contrast=0.5,
+        contrast=0.2,
         scales=(0.5, 2),
         boundary_weight=0.95,
         max_dist=0.0075,
