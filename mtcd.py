@@ -1906,10 +1906,10 @@ def run_training(args, device, make_regulariser=CrossTaskContrast, backbone=None
     out = Path(args.out)
     if rank() == 0:
         print(
-            f"{out}: {' '.join(config['tasks'])}; {args.backbone}, {args.pretrained} weights; "
-            f"lambda {args.contrast:g}; {args.iters} iterations of {args.batch_size} on {device}",
-            flush=True,
+            f"{args.backbone}, {args.pretrained} weights; lambda {args.contrast:g}; "
+            f"{args.iters} iterations of {args.batch_size} on {device}"
         )
+        print(f"{' '.join(config['tasks'])} -> {out}", flush=True)
     failed = "the run failed; --resume goes on from its last checkpoint"
     with explaining(failed, RuntimeError, ValueError, OSError, EOFError):
         net = train(args, config, device, make_regulariser, backbone)

@@ -1918,15 +1918,14 @@ def test_benchmarks_start_from_imagenet_and_the_toy_from_nothing(
     assert args.out.startswith(f"runs/{dataset}-{config['backbone']}-contrast")
 
 
-def test_first_line_of_a_run_says_what_is_trained_and_from_which_start(toy_file, tmp_path, capsys):
+def test_first_lines_of_a_run_say_what_is_trained_and_from_which_start(toy_file, tmp_path, capsys):
     torch.save(mtcd.build_backbone("hrnet_tiny").state_dict(), tmp_path / "w.pth")
     more = ("--pretrained", tmp_path / "w.pth", "--contrast", 0.5)
     assert main(*quick(toy_file, tmp_path / "run", *more)) == 0
-    first = capsys.readouterr().out.splitlines()[0]
-    assert first == (
-        f"{tmp_path}/run: depth; hrnet_tiny, {tmp_path}/w.pth weights; lambda 0.5; "
-        "1 iterations of 2 on cpu"
-    )
+    lines = capsys.readouterr().out.splitlines()
+    weights = f"{tmp_path}/w.pth weights"
+    assert lines[0] == f"hrnet_tiny, {weights}; lambda 0.5; 1 iterations of 2 on cpu"
+    assert lines[1] == f"depth -> {tmp_path}/run"
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["pretrained"] == str(tmp_path / "w.pth")
 
