@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mtcd
-from extras.arms import FORMS, AllPairs, NearestOf
+from extras.arms import FORMS, AllPairs, FadingOut, NearestOf
 
 TASKS = ("semseg", "depth", "normal", "boundary")
 
@@ -262,3 +262,22 @@ def test_nearest_of_takes_the_nearest_of_the_first_negatives(among):
         distances = [math.dist(points[i].tolist(), points[j].tolist()) for j in negatives[:among]]
         expected = min(distances)
         assert math.dist(points[i].tolist(), points[found].tolist()) == pytest.approx(expected)
+
+
+# ------------------------------------------------------------------------------------------- strength
+def test_fading_out_falls_linearly_to_nothing_and_resumes(features, labels):
+    full = mtcd.CrossTaskContrast(TASKS, 8)
+    fading = FadingOut(TASKS, 8, until=4)
+    fading.load_state_dict(full.state_dict(), strict=False)
+    ratios = []
+    for call in range(6):
+        if call == 2:  # a resumed run has another object, and the state of the first
+            state = fading.state_dict()
+            fading = FadingOut(TASKS, 8, until=4)
+            fading.load_state_dict(state)
+        losses = []
+        for contrast in (fading, full):
+            torch.manual_seed(call)
+            losses.append(contrast(features, labels).item())
+        ratios.append(losses[0] / losses[1])
+    assert ratios == pytest.approx([0.75, 0.5, 0.25, 0, 0, 0])
