@@ -153,7 +153,7 @@ class CrossTaskContrast(nn.Module):
         *,
         # Choices. "Measured" refers to docs/results.md of the project.
         samples=128,  # pixels per target and batch. Measured: 1,024 never help more, often less
-        candidates=48,  # to compare a pixel with. Most pixels find a positive and a negative there
+        candidates=48,  # of these, to compare each with. Most find a positive and a negative there
         dim=64,  # width of the projections, which have length 1. Not ablated
         margin=1.0,  # distances are 0 to 2. Measured: 0.1 and 0.3 help less, 2 no more
         targets=None,  # the tasks whose features are regularised. None: all of them (stated)
@@ -229,7 +229,10 @@ class CrossTaskContrast(nn.Module):
             return self.triplet_loss(points, label, criterion)
 
     def sample(self, feature, label, criterion):
-        """Draw pixels that have ground truth -> features (n, C), labels (n, K); n <= samples."""
+        """Draw pixels that have ground truth -> features (n, C), labels (n, K); n <= samples.
+
+        The images of the batch are one pool, so a triplet may join pixels of different images.
+        """
         # The label at the centre of each pixel of the feature map.
         batch, _, height, width = feature.shape
         if label.ndim == 3:
@@ -534,7 +537,7 @@ class Task:
     classes: int | None  # of the label; None: one per class name; 0: the label is a number
     ignored: int  # the label's value where there is no ground truth
     weight: float  # w_T of the total loss (protocol)
-    loss: Callable  # of prediction and label
+    loss: Callable  # of prediction and label; boundary's also of the weight of its positives
     metric: type
     dtype: str = "uint8"  # of the label in the data file, an array (N, H, W, *tail)
     tail: tuple = ()
@@ -604,7 +607,7 @@ class Protocol:
     pretrained: str  # "imagenet" or "none"
     iters: int
     lr: float  # at the start; it falls with the power 0.9 to 0
-    contrast: float  # lambda (choice, see docs/results.md): what helps in rooms harms photos
+    contrast: float  # lambda (choice, see docs/results.md): what helps on toy harms on photos
     scales: tuple  # bounds of the augmentation's random scale
     boundary_weight: float  # of boundary pixels in their loss; the others weigh 1 minus this
     max_dist: float  # tolerance of boundary matching, as a share of the image's diagonal
@@ -666,6 +669,7 @@ class Geometry:
 class DenseTasks(Dataset):
     """One split of a data file (HDF5, see README.md).
 
+    Stored images and labels are padded to one H x W; `size` (N, 2) holds their true height, width.
     dataset[key] is {"image": uint8 (3, H, W), task: label as stored}, padded to the file's H x W.
     A key is epoch * len(self) + index. With `augment` the sample is scaled, cropped, flipped and
     distorted at random, as a function of (seed, key) alone: the same in any number of processes
@@ -801,7 +805,7 @@ def draw_geometry(rng, scales, size, full, semseg):
 
 
 def is_varied(semseg):
-    """Has no class three quarters of the labelled pixels? Every fourth row and column tells."""
+    """Is every class below 75 % of the labelled pixels? Judged on every fourth row and column."""
     counts = np.bincount(semseg[::4, ::4].ravel(), minlength=256)[:255]
     return counts.max() < 0.75 * counts.sum()
 
@@ -950,7 +954,8 @@ class HighResolutionModule(nn.Module):
             for layer, x in zip(layers, maps):
                 part = layer(x)
                 if part.shape != target.shape:
-                    # To the nearest pixel as in timm (choice; ATRC: bilinear), for any odd size.
+                    # To the nearest pixel as in timm (choice; ATRC: bilinear). To a size, not by a
+                    # factor, as an odd size is not twice the coarser one.
                     part = F.interpolate(part, target.shape[2:])
                 parts.append(part)
             fused.append(F.relu_(sum(parts[1:], parts[0])))
@@ -1084,7 +1089,8 @@ def load_pretrained(backbone, name, source):
         if isinstance(state.get(key), dict):
             state = state[key]
 
-    # The prefix is what stands before the first convolution's name, the shortest that ends so.
+    # Of the names that end in conv1.weight the shortest is the first convolution's. The prefix is
+    # what stands before it.
     firsts = [key for key in map(str, state) if key.endswith("conv1.weight")]
     prefix = min(sorted(firsts), key=len, default="conv1.weight").removesuffix("conv1.weight")
     filled = {}
@@ -1217,17 +1223,17 @@ class Objective(nn.Module):
         losses = {}
         for task, prediction in predictions.items():
             prediction = prediction.float()
+            arguments = [prediction, labels[task]]
             if task == "boundary":
-                loss = weighted_binary_loss(prediction, labels[task], self.boundary_weight)
-            else:
-                loss = TASKS[task].loss(prediction, labels[task])
-            losses[task] = loss
+                arguments.append(self.boundary_weight)
+            losses[task] = TASKS[task].loss(*arguments)
         return losses, contrast_loss
 
 
 def set_up(config, device, make_regulariser=CrossTaskContrast, backbone=None):
     """All that a run begins with -> Objective, optimiser, schedule.
 
+    config: what run_config() of section 11 returns. Its "channels" is {task: prediction channels}.
     make_regulariser: of (tasks, channels), CrossTaskContrast or another form. backbone: a module in
     place of the config's.
     """
@@ -1741,14 +1747,14 @@ class SafeRun:
 
 
 def config_differences(saved, wanted):
-    """What tells two runs apart, in words: what the files hold, not where they lie."""
+    """What tells two runs apart, in words. Files may move: data go by identity, weights by name."""
     differences = []
     for key, value in wanted.items():
         before = saved.get(key)
         if key == "data" and "identity" in saved:
             continue
         if key == "identity" and key not in saved:
-            continue  # of a checkpoint that does not have it yet
+            continue  # the checkpoint is older than this key
         if key == "pretrained" and Path(str(before)).name == Path(value).name:
             continue
         if before != value:
