@@ -1854,6 +1854,7 @@ def test_figures_are_written_before_the_picture_that_may_fail(toy_file, tmp_path
         (["--device", "meta"], "meta.*only cpu and cuda"),
         (["--eval"], "--eval needs --checkpoint FILE"),
         (["--dataset", "nyud", "--tasks", "parsing"], "nyud has labels of semseg depth normal"),
+        (["--dataset", "nyud", "--targets", "parsing"], "nyud has labels of semseg depth normal"),
         (
             ["--dataset", "nyud", "--data", "{tmp}/none.h5"],
             r"none.h5 is not there.*data_prep.py nyud",
@@ -1914,8 +1915,29 @@ def test_benchmarks_start_from_imagenet_and_the_toy_from_nothing(
     assert config["backbone"] == (backbone or protocol.backbone)
     assert (config["iters"], config["lr"]) == (protocol.iters, protocol.lr)
     assert config["contrast"] == protocol.contrast
+    assert config["targets"] == list(protocol.targets)
     assert config["size"] == [20, 30]
     assert args.out.startswith(f"runs/{dataset}-{config['backbone']}-contrast")
+
+
+@pytest.mark.parametrize(
+    "given, targets",
+    [
+        ([], ["depth", "normal", "boundary"]),  # NYUD-v2's
+        (["--targets", "boundary", "semseg"], ["semseg", "boundary"]),
+        (["--tasks", "semseg", "depth"], ["depth"]),
+    ],
+)
+def test_targets_are_the_protocols_or_the_command_lines(given, targets, tmp_path):
+    sample = random_sample(np.random.default_rng(0), (20, 30))
+    path = write_file(tmp_path / "x.h5", "nyud", (20, 30), {"train": [sample], "val": [sample]})
+    more = ["--backbone", "hrnet_tiny", "--data", str(path), *given]
+    config = mtcd.run_config(mtcd.build_parser().parse_args(["--dataset", "nyud", *more]))
+    objective, _, _ = mtcd.set_up(config, CPU)
+    drawn = {name.split("_from_")[0] for name in objective.regulariser.projectors}
+    assert sorted(drawn) == sorted(targets)
+    sources = {name.split("_from_")[1] for name in objective.regulariser.projectors}
+    assert sources <= set(config["tasks"])
 
 
 def test_first_lines_of_a_run_say_what_is_trained_and_from_which_start(toy_file, tmp_path, capsys):

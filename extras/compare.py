@@ -68,6 +68,8 @@ def shared_setting(config):
     single = len(config["tasks"]) == 1
     if single:
         left_out += ["tasks", "contrast"]
+    if single or config.get("contrast") == 0:
+        left_out.append("targets")  # of the regulariser, which has no part
     for name in left_out:
         shared.pop(name, None)
     return json.dumps([single, shared], sort_keys=True)

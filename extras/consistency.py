@@ -148,7 +148,12 @@ def consistency(args):
     # The network before its training: random weights, whatever the run started from.
     torch.manual_seed(config["seed"])
     start = mtcd.MultiTaskNet(config["channels"], build_encoder(config)).to(device)
-    contrast = mtcd.CrossTaskContrast(tasks, net.channels, samples=1024)  # for steady shares
+    contrast = mtcd.CrossTaskContrast(
+        tasks,
+        net.channels,
+        samples=1024,  # for steady shares
+        targets=config.get("targets"),
+    )
     contrast = contrast.to(device)
     before, _ = triplet_distances(start, contrast, {}, dataset, device)
     projectors = trained_projectors(contrast, trained, args.checkpoint)
