@@ -107,7 +107,7 @@ BASELINE = {"form": "none", "contrast": 0.0}
 TUNING = Run(set="tuning")
 FEW = Run(photos=25)
 MORE = Run(photos=100)
-ALL = Run(photos=795, iterations=1500)
+ALL = Run(photos=795, iterations=2500)
 SEEDS = range(10, 16)
 CHOSEN = ("not of semseg", 1.0)
 SHIPPED = dataclasses.replace(ALL, form="not of semseg", contrast=1.0, seed=10)  # this one is kept

@@ -79,7 +79,7 @@ def rooms_lines(tmp_path):
 
 @pytest.fixture
 def photos_lines(tmp_path, monkeypatch):
-    monkeypatch.setattr(photos, "plan", lambda: [photos.Run()], raising=False)
+    monkeypatch.setattr(photos, "plan", lambda: [photos.Run()])
     ours = {"form": "ours", "contrast": 0.5}
     baseline = {"form": "none", "contrast": 0.0}
     lines = two_seeds(photos.Run(), ours, baseline, {"contrast": 0.0})
@@ -404,7 +404,6 @@ def test_runs_of_photos_are_made(nyud, monkeypatch):
     assert not list(photos.FOLDER.rglob("last.pt"))
 
 
-@pytest.mark.skipif(not hasattr(photos, "plan"), reason="the photos' runs are not planned yet")
 def test_plan_of_photos_holds_each_run_once_with_its_baseline():
     runs = photos.plan()
     assert len(set(runs)) == len(runs)
@@ -417,7 +416,6 @@ def test_plan_of_photos_holds_each_run_once_with_its_baseline():
         assert (run.contrast > 0) == (run.form in photos.FORMS)
 
 
-@pytest.mark.skipif(not hasattr(photos, "plan"), reason="the photos' runs are not planned yet")
 def test_all_runs_of_photos_that_were_made_are_in_the_plan():
     made = {run for run, _ in experiments.read_results(photos.RESULTS, photos.Run)}
     assert made <= set(photos.plan())
@@ -425,11 +423,10 @@ def test_all_runs_of_photos_that_were_made_are_in_the_plan():
 
 # ------------------------------------------------------------- what README and docs/results.md say
 def marked(path, name):
-    """What stands between the marks of this name; the test is skipped where that is nothing."""
+    """What stands between the marks of this name."""
     content = path.read_text(encoding="utf-8")
     found = re.search(f"<!-- begin {name} -->(.*?)<!-- end {name} -->", content, re.DOTALL)
-    if found is None or not found[1].strip():
-        pytest.skip(f"{path.name} has nothing between marks of {name} yet")
+    assert found and found[1].strip(), f"{path.name} has nothing between the marks of {name}"
     return found[1].strip()
 
 
