@@ -153,7 +153,7 @@ class CrossTaskContrast(nn.Module):
         channels,
         *,
         # Choices. "Measured" refers to docs/results.md of the project.
-        samples=128,  # pixels per target and batch. Measured: 1,024 never help more, often less
+        samples=128,  # pixels per target and batch. Measured: 1,024 help less on few images
         candidates=48,  # of these, to compare each with. Most find a positive and a negative there
         dim=64,  # width of the projections, which have length 1. Not ablated
         margin=1.0,  # distances are 0 to 2. Measured: 0.1 and 0.3 help less, 2 no more
