@@ -83,6 +83,24 @@ def random_sample(rng, shape, tasks=TASKS):
     return {"image": image, **{task: sample[task] for task in tasks}}
 
 
+DAMAGE = ("cut", "bits", "zeros", "head")
+
+
+def damaged(data, kind, rng):
+    """Bytes with one of four kinds of damage."""
+    place = int(rng.integers(len(data)))
+    if kind == "cut":
+        return data[:place]
+    if kind == "bits":
+        new = bytes([data[place] ^ 1 << int(rng.integers(8))])
+    elif kind == "zeros":
+        new = bytes(min(4096, len(data) // 4))
+    else:
+        place = 0
+        new = rng.bytes(rng.integers(1, 64))
+    return (data[:place] + new + data[place + len(new) :])[: len(data)]
+
+
 @pytest.fixture(scope="session")
 def toy_file(tmp_path_factory):
     """Ten rooms to train on, five to evaluate."""

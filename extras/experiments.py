@@ -26,6 +26,19 @@ MEASURED = ("task", "metric", "value", "share_of_chance", "minutes")  # the last
 
 
 # ---------------------------------------------------------------------------------- making the runs
+def run_folder(parent, run):
+    """Where a run lies: all that tells it from others is in the name."""
+    name = "-".join(str(value) for value in dataclasses.astuple(run))
+    return parent / name.replace(" ", "_").replace(",", "")
+
+
+def tasks_of(run):
+    """All four, or that of a single-task network, whose form is "only TASK"."""
+    if run.form.startswith("only "):
+        return [run.form.removeprefix("only ")]
+    return TASKS
+
+
 def train_run(run, args, out, contrast, backbone=None):
     """Make a run by mtcd.py's own code, on one thread -> its lines of the CSV file."""
     start = time.monotonic()

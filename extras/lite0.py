@@ -34,6 +34,8 @@ class Stage:
     channels: int
 
 
+SHIPPED = Path(__file__).resolve().parent.parent / "docs/nyud_lite0.pt"  # for extras/predict.py
+
 # fmt: off
 STAGES = (
     Stage(blocks=1, kernel=3, stride=1, expansion=1, channels=16),   # stride 2

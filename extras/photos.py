@@ -36,9 +36,8 @@ import numpy as np
 import torch
 
 import mtcd
-from extras.arms import FadingOut, Ours, OwnLabels
+from extras.arms import FadingOut, Ours
 from extras.experiments import (
-    TASKS,
     gain_table,
     group_by_setting,
     hours,
@@ -46,24 +45,24 @@ from extras.experiments import (
     mean_shares,
     read_results,
     replace_marked,
+    run_folder,
+    tasks_of,
     train_run,
     value_table,
 )
-from extras.lite0 import Lite0
+from extras.lite0 import SHIPPED, Lite0
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "docs/photos.csv"
 DOCUMENT = ROOT / "docs/results.md"
 FOLDER = ROOT / "runs/photos"
 DATA = ROOT / "data/nyud.h5"
-CHECKPOINT = ROOT / "docs/nyud_lite0.pt"
 
 
 # --------------------------------------------------------------------------------------- the runs
 WITHOUT_SEMSEG = ("depth", "normal", "boundary")
 FORMS = {
     "ours": mtcd.CrossTaskContrast,
-    "own labels": partial(OwnLabels, samples=128),
     "not of semseg": partial(mtcd.CrossTaskContrast, targets=WITHOUT_SEMSEG),
     "of depth, 1024 samples": partial(Ours, targets=("depth",)),
     "of depth and boundary, 1024 samples": partial(Ours, targets=("depth", "boundary")),
@@ -98,43 +97,39 @@ class Run:
         return f"{self.form}, lambda {self.contrast:g}"
 
 
-def arms(*pairs):
-    """Changes of a Run: forms with their lambda."""
-    return [{"form": form, "contrast": strength} for form, strength in pairs]
+def arms(strength, *forms):
+    """Changes of a Run: forms with the same lambda."""
+    return [{"form": form, "contrast": strength} for form in forms]
 
 
 BASELINE = {"form": "none", "contrast": 0.0}
+CHOSEN = {"form": "not of semseg", "contrast": 1.0}
 TUNING = Run(set="tuning")
+FROM_SCRATCH = dataclasses.replace(TUNING, photos=50, encoder="hrnet_tiny", lr=0.05)
 FEW = Run(photos=25)
 MORE = Run(photos=100)
 ALL = Run(photos=795, iterations=2500)
 SEEDS = range(10, 16)
-CHOSEN = ("not of semseg", 1.0)
-SHIPPED = dataclasses.replace(ALL, form="not of semseg", contrast=1.0, seed=10)  # this one is kept
+KEPT = dataclasses.replace(ALL, **CHOSEN, seed=10)  # the run whose network is not deleted
 
+# fmt: off
 PLAN = (  # settings, seeds, arms
     # By these the choices were made.
     (TUNING, [0], [BASELINE]),
-    (TUNING, [0], arms(("of depth, 1024 samples", 2.0))),
-    (TUNING, [0], arms(("of depth and boundary, 1024 samples", 2.0))),
-    (TUNING, [0], arms(("fading", 2.0), ("fading, not of semseg", 2.0))),
-    (dataclasses.replace(TUNING, photos=50), [0], [BASELINE, *arms(("ours", 2.0))]),
-    (
-        dataclasses.replace(TUNING, photos=50, encoder="hrnet_tiny", lr=0.05),
-        [0],
-        [BASELINE, *arms(("ours", 1.0))],
-    ),
-    (
-        dataclasses.replace(TUNING, photos=25, iterations=2500),
-        [0],
-        [BASELINE, *arms(("ours", 1.0))],
-    ),
+    (TUNING, [0], arms(2.0, "of depth, 1024 samples", "of depth and boundary, 1024 samples")),
+    (TUNING, [0], arms(2.0, "fading", "fading, not of semseg")),
+    (dataclasses.replace(TUNING, photos=50), [0], [BASELINE, *arms(2.0, "ours")]),
+    (FROM_SCRATCH, [0], [BASELINE, *arms(1.0, "ours")]),
+    (dataclasses.replace(TUNING, photos=25, iterations=2500), [0], [BASELINE, *arms(1.0, "ours")]),
+
     # The main comparison.
-    (FEW, SEEDS, [BASELINE, *arms(CHOSEN)]),
+    (FEW, SEEDS, [BASELINE, CHOSEN]),
+
     # More photos, and all of them.
-    (MORE, SEEDS[:1], [BASELINE, *arms(("ours", 0.2))]),
-    (ALL, SEEDS[:1], [BASELINE, *arms(CHOSEN)]),
+    (MORE, SEEDS[:1], [BASELINE, *arms(0.2, "ours")]),
+    (ALL, SEEDS[:1], [BASELINE, CHOSEN]),
 )
+# fmt: on
 
 
 def plan():
@@ -196,21 +191,13 @@ def copy_frames(source, target, frames):
 
 
 # --------------------------------------------------------------------------------------- making them
-def run_folder(run):
-    name = "-".join(str(value) for value in dataclasses.astuple(run))
-    return FOLDER / name.replace(" ", "_").replace(",", "")
-
-
 def train(run):
     """Make a run -> its lines of docs/photos.csv."""
-    out = run_folder(run)
-    tasks = TASKS
-    if run.form.startswith("only "):
-        tasks = [run.form.removeprefix("only ")]
+    out = run_folder(FOLDER, run)
 
     # fmt: off
     args = mtcd.build_parser().parse_args([
-        "--dataset", "nyud", "--data", str(data_file(run)), "--tasks", *tasks,
+        "--dataset", "nyud", "--data", str(data_file(run)), "--tasks", *tasks_of(run),
         "--backbone", "hrnet_tiny", "--pretrained", "none", "--contrast", str(run.contrast),
         "--iters", str(run.iterations), "--lr", str(run.lr), "--seed", str(run.seed),
         "--device", "cpu", "--workers", "0", "--out", str(out),
@@ -225,7 +212,7 @@ def train(run):
     if run.form.startswith("fading"):
         form = partial(form, until=run.iterations // 2)
     lines = train_run(run, args, out, form, backbone)
-    if run != SHIPPED:
+    if run != KEPT:
         (out / "last.pt").unlink()
     return lines
 
@@ -240,8 +227,8 @@ def run_all(sets):
 
 
 def ship():
-    """docs/nyud_lite0.pt: the network of SHIPPED in half precision, without what training needs."""
-    path = run_folder(SHIPPED) / "last.pt"
+    """docs/nyud_lite0.pt: the network of KEPT in half precision, without what training needs."""
+    path = run_folder(FOLDER, KEPT) / "last.pt"
     if not path.exists():
         raise mtcd.UserError(f"{path} is not there: python -m extras.photos makes it")
     saved = mtcd.load_weights(path, "config", "model", "iteration")
@@ -249,12 +236,12 @@ def ship():
     halves = {}
     for name, array in saved["model"].items():
         halves[name] = array.half() if array.is_floating_point() else array
-    with mtcd.replacing(CHECKPOINT) as part:
+    with mtcd.replacing(SHIPPED) as part:
         torch.save(
             {"config": config, "iteration": saved["iteration"], "model": halves, "contrast": {}},
             part,
         )
-    print(f"{CHECKPOINT}: {CHECKPOINT.stat().st_size / 1e6:.1f} MB")
+    print(f"{SHIPPED}: {SHIPPED.stat().st_size / 1e6:.1f} MB")
 
 
 # ------------------------------------------------------------------------------------------- tables

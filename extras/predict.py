@@ -25,15 +25,13 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 import mtcd
 from extras import pictures
-from extras.lite0 import load_network
+from extras.lite0 import SHIPPED, load_network
 
-SHIPPED = Path(__file__).resolve().parent.parent / "docs/nyud_lite0.pt"
 WHITES = (1, 255, 1023, 4095, 16383, 65535)  # floats, and integers of 8 to 16 bits
-ORIENTATION = 0x0112  # EXIF's number of the mark that says how the camera was held; 1: upright
 
 
 # ------------------------------------------------------------------------------ reading a picture
@@ -46,7 +44,8 @@ def read_picture(path):
         warnings.simplefilter("ignore")
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         with Image.open(path) as picture:
-            turned = picture.getexif().get(ORIENTATION, 1) in range(2, 9)
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
+            turned = orientation in range(2, 9)  # 1: upright
             picture = ImageOps.exif_transpose(picture)
             if picture.mode.startswith(("I", "F")):
                 picture = to_8_bits(picture)

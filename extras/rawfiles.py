@@ -14,10 +14,9 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image
 from scipy.io import loadmat
 
-ORIENTATION = 274  # the EXIF tag that says how a viewer turns a picture
 TURNS = {3: "by 180 degrees", 6: "by 90 degrees clockwise", 8: "by 90 degrees counterclockwise"}
 
 
@@ -113,7 +112,7 @@ def exif_turn(path):
     """How a viewer turns a picture, in words; "" if it does not."""
     try:
         with Image.open(path) as picture:
-            orientation = picture.getexif().get(ORIENTATION, 1)
+            orientation = picture.getexif().get(ExifTags.Base.Orientation, 1)
     except OSError:  # the image is in no file of its own
         orientation = 1
     if orientation == 1:

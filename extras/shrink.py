@@ -4,6 +4,7 @@
 import numpy as np
 
 from extras.odsf import thin
+from extras.rawfiles import as_unit
 
 IGNORED = 255  # in labels of classes
 
@@ -25,7 +26,8 @@ def shrink_array(name, array, k):
     if name == "depth":
         return mean_of_valid(blocks[..., None])[..., 0].astype(np.float32)
     if name == "normal":
-        return unit(mean_of_valid(blocks)).astype(np.float16)
+        # Those that cancel one another out are missing.
+        return as_unit(mean_of_valid(blocks), shortest=0.1)
     if name == "boundary":
         return shrink_boundary(blocks)
     return centre(blocks)
@@ -51,13 +53,6 @@ def mean_of_valid(blocks):
     values = blocks.astype(np.float32)
     valid = values.any(-1).sum((2, 3))  # how many of each block
     return values.sum((2, 3)) / np.maximum(valid, 1)[..., None]
-
-
-def unit(vectors):
-    """Vectors (h, w, 3) at length 1. Those that cancelled one another out are missing, 0."""
-    length = np.linalg.norm(vectors, axis=-1, keepdims=True)
-    valid = length > 0.1
-    return np.where(valid, vectors / np.where(valid, length, 1), 0)
 
 
 def shrink_boundary(blocks):

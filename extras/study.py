@@ -51,6 +51,8 @@ from extras.experiments import (
     read_results,
     replace_marked,
     row,
+    run_folder,
+    tasks_of,
     train_run,
     value_table,
 )
@@ -217,15 +219,11 @@ def keep_one_label(path):
 
 def train(run):
     """Make a run -> its lines of docs/results.csv."""
-    name = "-".join(str(value) for value in dataclasses.astuple(run)).replace(" ", "_")
-    out = FOLDER / name
-    tasks = TASKS
-    if run.form.startswith("only "):
-        tasks = [run.form.removeprefix("only ")]
+    out = run_folder(FOLDER, run)
 
     # fmt: off
     args = mtcd.build_parser().parse_args([
-        "--data", str(data_file(run)), "--tasks", *tasks, "--backbone", run.backbone,
+        "--data", str(data_file(run)), "--tasks", *tasks_of(run), "--backbone", run.backbone,
         "--contrast", str(run.contrast), "--iters", str(run.iterations), "--lr", str(run.lr),
         "--seed", str(run.seed), "--amp", "--device", "cpu", "--out", str(out),
     ])

@@ -35,7 +35,7 @@ from scipy.io import savemat
 
 import data_prep
 import mtcd
-from conftest import error_line, main
+from conftest import DAMAGE, damaged, error_line, main
 from extras import download, rawfiles, rooms
 from extras.datafile import in_order, summarise
 from extras.download import Source
@@ -979,24 +979,6 @@ def test_a_truncated_mat_is_never_half_read(tmp_path):
         else:
             assert np.array_equal(found, label)
     assert failed > 10
-
-
-DAMAGE = ("cut", "bits", "zeros", "head")
-
-
-def damaged(data, kind, rng):
-    """Bytes with one of four kinds of damage."""
-    place = int(rng.integers(len(data)))
-    if kind == "cut":
-        return data[:place]
-    if kind == "bits":
-        new = bytes([data[place] ^ 1 << int(rng.integers(8))])
-    elif kind == "zeros":
-        new = bytes(min(4096, len(data) // 4))
-    else:
-        place = 0
-        new = rng.bytes(rng.integers(1, 64))
-    return (data[:place] + new + data[place + len(new) :])[: len(data)]
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

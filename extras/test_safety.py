@@ -29,7 +29,9 @@ from torch import nn
 import data_prep
 import mtcd
 from conftest import (
+    DAMAGE,
     TASKS,
+    damaged,
     end,
     error_line,
     files,
@@ -456,24 +458,6 @@ def test_a_flipped_bit_of_a_weight_is_found_by_its_checksum(
     assert "it is damaged" in error
     assert "wrong checksum" in error
     assert files(home) == before
-
-
-DAMAGE = ("cut", "bit", "zeros", "head")
-
-
-def damaged(data, kind, rng):
-    """Bytes with one of four kinds of damage."""
-    place = int(rng.integers(len(data)))
-    if kind == "cut":
-        return data[:place]
-    if kind == "bit":
-        new = bytes([data[place] ^ 1 << int(rng.integers(8))])
-    elif kind == "zeros":
-        new = bytes(min(4096, len(data) // 4))
-    else:
-        place = 0
-        new = rng.bytes(rng.integers(1, 64))
-    return (data[:place] + new + data[place + len(new) :])[: len(data)]
 
 
 @pytest.mark.parametrize("kind", DAMAGE)

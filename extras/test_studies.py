@@ -356,7 +356,7 @@ def test_tuning_blocks_never_overlap_and_frames_of_a_scene_stay_together():
 def nyud(tmp_path, monkeypatch):
     """data/nyud.h5 of 50 noise pictures; depth 1 m + the number of the frame in millimetres."""
     rng = np.random.default_rng(0)
-    samples = [random_sample(rng, (32, 40), photos.TASKS) for _ in range(52)]
+    samples = [random_sample(rng, (32, 40), experiments.TASKS) for _ in range(52)]
     for i, sample in enumerate(samples):
         sample["depth"][:] = 1 + i / 1000
     splits = {"train": samples[:50], "val": samples[50:]}
@@ -376,7 +376,7 @@ def test_data_of_a_reported_run_are_its_photos_and_the_val_split(nyud):
     path = photos.data_file(run)
     assert np.array_equal(frames_of(path, "train"), photos.draw_photos(run, 50))
     assert list(frames_of(path, "val")) == [50, 51]
-    mtcd.DenseTasks(path, "train", photos.TASKS)
+    mtcd.DenseTasks(path, "train", experiments.TASKS)
 
 
 def test_data_of_a_tuning_run_never_hold_the_val_split(nyud):
@@ -397,7 +397,7 @@ def test_runs_of_photos_are_made(nyud, monkeypatch):
     monkeypatch.setattr(photos, "Lite0", partial(Lite0, pretrained=False))
     run = photos.Run(photos=20, iterations=1, form="ours", contrast=0.5)
     lines = photos.train(run)
-    assert [line[-5] for line in lines] == list(photos.TASKS)
+    assert [line[-5] for line in lines] == list(experiments.TASKS)
     assert lines[0][: -len(experiments.MEASURED)] == list(dataclasses.astuple(run))
     config = json.loads(next(photos.FOLDER.rglob("config.json")).read_text())
     assert config["backbone"] == "lite0"
@@ -412,7 +412,10 @@ def test_plan_of_photos_holds_each_run_once_with_its_baseline():
     for run in runs:
         assert run.set in ("reported", "tuning")
         assert run.encoder in ("lite0", "hrnet_tiny")
-        assert run.form in ("none", *photos.FORMS) or run.form.removeprefix("only ") in photos.TASKS
+        assert (
+            run.form in ("none", *photos.FORMS)
+            or run.form.removeprefix("only ") in experiments.TASKS
+        )
         assert (run.contrast > 0) == (run.form in photos.FORMS)
 
 
