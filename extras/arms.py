@@ -40,12 +40,16 @@ class OwnLabels(Ours):
         return [(task, task) for task in self.targets]
 
 
-class NoBoundarySource(Ours):
-    """Boundary labels are no source: they say little about the other tasks' features."""
+class OnlySources(Ours):
+    """Labels of these tasks alone are sources."""
+
+    def __init__(self, tasks, channels, sources, **choices):
+        super().__init__(tasks, channels, **choices)
+        self.sources = sources
 
     def draw_sources(self, features, labels):
-        sources = {task: label for task, label in labels.items() if task != "boundary"}
-        return super().draw_sources(features, sources)
+        kept = {task: label for task, label in labels.items() if task in self.sources}
+        return super().draw_sources(features, kept)
 
 
 class PerImage(Ours):
@@ -180,7 +184,7 @@ FORMS = {
     "samples 384": partial(Ours, samples=384),
     "samples 4096": partial(Ours, samples=4096),
     "all sources": AllSources,
-    "no boundary source": NoBoundarySource,
+    "no boundary source": partial(OnlySources, sources=("semseg", "depth", "normal")),
     "pairs within an image": PerImage,
     "linear projector": LinearProjector,
     "no projector": NoProjector,

@@ -21,7 +21,8 @@ passes the baseline is not trained out, and every form of the regulariser slows 
 passes depth, normals and boundaries gained, and semseg lost as a target. So the form is "not of
 semseg": depth, normal and boundary are targets, all four tasks are sources. Lambda is 1.
 Success over 6 pairs: Delta_m with its interval above 0, no task's interval below 0.
-All photos: no harm.
+Beside it: every task's own labels as its source, and single-task networks, of the same seeds.
+More photos: 200 seen 100 times, one pair. All 795: two pairs, which should show no harm.
 """
 
 import argparse
@@ -36,8 +37,9 @@ import numpy as np
 import torch
 
 import mtcd
-from extras.arms import FadingOut, Ours
+from extras.arms import FadingOut, OnlySources, Ours, OwnLabels
 from extras.experiments import (
+    TASKS,
     gain_table,
     group_by_setting,
     hours,
@@ -64,6 +66,10 @@ WITHOUT_SEMSEG = ("depth", "normal", "boundary")
 FORMS = {
     "ours": mtcd.CrossTaskContrast,
     "not of semseg": partial(mtcd.CrossTaskContrast, targets=WITHOUT_SEMSEG),
+    "semseg teaches": partial(
+        OnlySources, sources=("semseg",), targets=WITHOUT_SEMSEG, samples=128
+    ),
+    "own labels": partial(OwnLabels, samples=128),
     "of depth, 1024 samples": partial(Ours, targets=("depth",)),
     "of depth and boundary, 1024 samples": partial(Ours, targets=("depth", "boundary")),
     "fading": FadingOut,  # over the first half of the training
@@ -104,10 +110,12 @@ def arms(strength, *forms):
 
 BASELINE = {"form": "none", "contrast": 0.0}
 CHOSEN = {"form": "not of semseg", "contrast": 1.0}
+SINGLE = arms(0.0, *(f"only {task}" for task in TASKS))
 TUNING = Run(set="tuning")
 FROM_SCRATCH = dataclasses.replace(TUNING, photos=50, encoder="hrnet_tiny", lr=0.05)
 FEW = Run(photos=25)
 MORE = Run(photos=100)
+MANY = Run(photos=200, iterations=2500)
 ALL = Run(photos=795, iterations=2500)
 SEEDS = range(10, 16)
 KEPT = dataclasses.replace(ALL, **CHOSEN, seed=10)  # the run whose network is not deleted
@@ -121,13 +129,16 @@ PLAN = (  # settings, seeds, arms
     (dataclasses.replace(TUNING, photos=50), [0], [BASELINE, *arms(2.0, "ours")]),
     (FROM_SCRATCH, [0], [BASELINE, *arms(1.0, "ours")]),
     (dataclasses.replace(TUNING, photos=25, iterations=2500), [0], [BASELINE, *arms(1.0, "ours")]),
+    (dataclasses.replace(TUNING, photos=25), [0, 1], [BASELINE, *arms(1.0, "semseg teaches")]),
 
     # The main comparison.
     (FEW, SEEDS, [BASELINE, CHOSEN]),
+    (FEW, SEEDS, [*arms(1.0, "own labels"), *SINGLE]),
 
     # More photos, and all of them.
     (MORE, SEEDS[:1], [BASELINE, *arms(0.2, "ours")]),
-    (ALL, SEEDS[:1], [BASELINE, CHOSEN]),
+    (MANY, SEEDS[:1], [BASELINE, CHOSEN]),
+    (ALL, SEEDS[:2], [BASELINE, CHOSEN]),
 )
 # fmt: on
 
