@@ -40,16 +40,12 @@ class OwnLabels(Ours):
         return [(task, task) for task in self.targets]
 
 
-class OnlySources(Ours):
-    """Labels of these tasks alone are sources."""
-
-    def __init__(self, tasks, channels, sources, **choices):
-        super().__init__(tasks, channels, **choices)
-        self.sources = sources
+class NoBoundarySource(Ours):
+    """Boundary labels are no source: they say little about the other tasks' features."""
 
     def draw_sources(self, features, labels):
-        kept = {task: label for task, label in labels.items() if task in self.sources}
-        return super().draw_sources(features, kept)
+        sources = {task: label for task, label in labels.items() if task != "boundary"}
+        return super().draw_sources(features, sources)
 
 
 class PerImage(Ours):
@@ -184,7 +180,7 @@ FORMS = {
     "samples 384": partial(Ours, samples=384),
     "samples 4096": partial(Ours, samples=4096),
     "all sources": AllSources,
-    "no boundary source": partial(OnlySources, sources=("semseg", "depth", "normal")),
+    "no boundary source": NoBoundarySource,
     "pairs within an image": PerImage,
     "linear projector": LinearProjector,
     "no projector": NoProjector,
