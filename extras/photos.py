@@ -115,7 +115,7 @@ FEW = Run(photos=25)
 MORE = Run(photos=100)
 ALL = Run(photos=795, iterations=2500)
 SEEDS = range(10, 16)
-KEPT = dataclasses.replace(ALL, **CHOSEN, seed=10)  # the run whose network is not deleted
+TO_SHIP = dataclasses.replace(ALL, **CHOSEN, seed=10)
 
 # fmt: off
 PLAN = (  # settings, seeds, arms
@@ -215,7 +215,7 @@ def train(run):
         torch.manual_seed(run.seed)
         backbone = Lite0()
     lines = train_run(run, args, out, FORMS.get(run.form), backbone)
-    if run != KEPT:
+    if run.setting != ALL:  # those of all photos are kept: to be shipped and looked at
         (out / "last.pt").unlink()
     return lines
 
@@ -230,8 +230,8 @@ def run_all(sets):
 
 
 def ship():
-    """docs/nyud_lite0.pt: network and projectors of KEPT in half precision, nothing else."""
-    path = run_folder(FOLDER, KEPT) / "last.pt"
+    """docs/nyud_lite0.pt: network and projectors of TO_SHIP in half precision, nothing else."""
+    path = run_folder(FOLDER, TO_SHIP) / "last.pt"
     if not path.exists():
         raise mtcd.UserError(f"{path} is not there: python -m extras.photos makes it")
     saved = mtcd.load_weights(path, "config", "model", "contrast", "iteration")

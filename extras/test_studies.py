@@ -16,12 +16,13 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+import torch
 
 import mtcd
 from conftest import METRICS, random_sample, write_file
 from extras import experiments, photos, study
 from extras.arms import FORMS
-from extras.lite0 import Lite0
+from extras.lite0 import Lite0, load_network
 
 ROOT = Path(mtcd.__file__).parent
 DOCUMENT = ROOT / "docs/results.md"
@@ -402,6 +403,31 @@ def test_runs_of_photos_are_made(nyud, monkeypatch):
     config = json.loads(next(photos.FOLDER.rglob("config.json")).read_text())
     assert config["backbone"] == "lite0"
     assert not list(photos.FOLDER.rglob("last.pt"))
+
+
+def test_shipped_network_is_that_of_its_run_in_half_precision(nyud, tmp_path, monkeypatch):
+    monkeypatch.setattr(photos, "Lite0", partial(Lite0, pretrained=False))
+    monkeypatch.setattr(photos, "ALL", photos.Run(photos=20, iterations=1))
+    run = dataclasses.replace(photos.ALL, **photos.CHOSEN, seed=3)
+    monkeypatch.setattr(photos, "TO_SHIP", run)
+    monkeypatch.setattr(photos, "SHIPPED", tmp_path / "shipped.pt")
+    with pytest.raises(mtcd.UserError, match="python -m extras.photos makes it"):
+        photos.ship()
+
+    photos.train(run)
+    photos.ship()
+    net, config, projectors = load_network(tmp_path / "shipped.pt", "cpu")
+    trained, _, trained_projectors = load_network(next(tmp_path.rglob("last.pt")), "cpu")
+    assert str(tmp_path) not in json.dumps(config)
+    regulariser = mtcd.CrossTaskContrast(config["tasks"], net.channels, targets=config["targets"])
+    regulariser.load_state_dict(projectors)
+    for half, whole in (
+        (net.state_dict(), trained.state_dict()),
+        (regulariser.state_dict(), trained_projectors),
+    ):
+        assert half.keys() == whole.keys()
+        for name, array in half.items():
+            torch.testing.assert_close(array, whole[name], rtol=2**-11, atol=2**-24)
 
 
 def test_plan_of_photos_holds_each_run_once_with_its_baseline():
