@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Predictions of a trained network for any picture: NAME.png, a panel, and NAME.npz, the arrays.
 
+    python -m extras.predict photo.jpg
     python -m extras.predict photo.jpg --checkpoint runs/NAME/last.pt
+
+Without --checkpoint the network is docs/nyud_lite0.pt, which was trained on photos of rooms.
 
 The arrays are named by their tasks, have the picture's size and are laid out as in a data file;
 saliency and boundary are probabilities.
