@@ -5,9 +5,12 @@ another task's features?
     python -m extras.consistency --checkpoint runs/NAME/last.pt
 
 Random triplets of pixels of val images are defined by every task's labels. In every task's features
-the anchor has a distance to its positive and to its negative: with random weights, in the
+the anchor has a distance to its positive and to its negative: before the training, in the
 checkpoint, and in its projected features, which are what the paper shows. Prints how often the
 positive is nearer, and draws the distances: consistency.png beside the checkpoint or in --out.
+
+"Before the training" means random weights. extras/lite0.py's encoder has those of ImageNet then, if
+its package is installed; the rest of the network is random.
 """
 
 import argparse
@@ -22,7 +25,7 @@ import torch.nn.functional as F
 from torch.utils.data import default_collate
 
 import mtcd
-from extras.lite0 import build_encoder, load_network
+from extras.lite0 import build_start, load_network
 
 COLOURS = {"positive": "#0072b2", "negative": "#e69f00"}  # told apart by the colour-blind too
 NO_TRIPLETS = torch.empty(2, 0)
@@ -145,9 +148,9 @@ def consistency(args):
     path = mtcd.find_data(config["dataset"], args.data or config["data"])
     dataset = mtcd.DenseTasks(path, "val", tasks)
 
-    # The network before its training: random weights, whatever the run started from.
     torch.manual_seed(config["seed"])
-    start = mtcd.MultiTaskNet(config["channels"], build_encoder(config)).to(device)
+    encoder, origin = build_start(config)
+    start = mtcd.MultiTaskNet(config["channels"], encoder).to(device)
     contrast = mtcd.CrossTaskContrast(
         tasks,
         net.channels,
@@ -158,7 +161,7 @@ def consistency(args):
     before, _ = triplet_distances(start, contrast, {}, dataset, device)
     projectors = trained_projectors(contrast, trained, args.checkpoint)
     plain, projected = triplet_distances(net, contrast, projectors, dataset, device)
-    spaces = {"features, random weights": before, "features": plain}
+    spaces = {f"features, {origin}": before, "features": plain}
     if projected:
         spaces["projected features"] = projected
 

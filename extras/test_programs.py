@@ -770,7 +770,10 @@ def test_network_of_lite0_and_nyuds_tasks_fits_into_six_megabytes():
     assert 2 * sum(array.numel() for array in net.state_dict().values()) < 6e6
 
 
-def test_small_checkpoint_predicts_and_is_looked_at(small_checkpoint, tmp_path, capsys, plots):
+def test_small_checkpoint_predicts_and_is_looked_at(
+    small_checkpoint, tmp_path, capsys, plots, monkeypatch
+):
+    monkeypatch.setattr(lite0, "find_spec", lambda _: None)  # ImageNet's weights are not there
     noise(90, 70).save(tmp_path / "a.png")
     assert run_predict(small_checkpoint, tmp_path / "out", tmp_path / "a.png") == 0
     arrays = np.load(tmp_path / "out/a.npz")
@@ -780,6 +783,16 @@ def test_small_checkpoint_predicts_and_is_looked_at(small_checkpoint, tmp_path, 
     printed = capsys.readouterr().out
     assert "\nfeatures, random weights" in printed
     assert "projected" not in printed  # a baseline
+
+
+def test_lite0_starts_from_imagenet_where_its_package_is():
+    pytest.importorskip(lite0.PACKAGE)
+    encoder, origin = lite0.build_start({"backbone": "lite0"})
+    assert origin == "ImageNet"
+    again = lite0.Lite0(pretrained=False)
+    lite0.load_imagenet(again)
+    assert torch.equal(encoder.stem[0].weight, again.stem[0].weight)
+    assert lite0.build_start({"backbone": "resnet18"}) == ("resnet18", "random weights")
 
 
 # --------------------------------------------------------------------------- programs as programs

@@ -405,6 +405,29 @@ def test_runs_of_photos_are_made(nyud, monkeypatch):
     assert not list(photos.FOLDER.rglob("last.pt"))
 
 
+def test_a_pair_is_repeated_beside_what_the_results_have(
+    nyud, photos_lines, tmp_path, monkeypatch, capsys
+):
+    def make_here(runs, results, train):  # not in other processes
+        for run in runs:
+            experiments.append_results(results, photos.Run, train(run))
+
+    monkeypatch.setattr(photos, "make_runs", make_here)
+    monkeypatch.setattr(photos, "Lite0", partial(Lite0, pretrained=False))
+    monkeypatch.setattr(photos, "RESULTS", tmp_path / "photos.csv")
+    monkeypatch.setattr(photos, "FEW", photos.Run(photos=20, iterations=1))
+    before = photos.RESULTS.read_bytes()
+    assert photos.main(["--repeat", "10"]) == 0
+    assert photos.RESULTS.read_bytes() == before
+    made = experiments.read_results(tmp_path / "repeat-10.csv", photos.Run)
+    assert {run.arm for run, _ in made} == {"baseline", "not of semseg, lambda 1"}
+    assert len(made) == 2 * len(experiments.TASKS)
+    assert f"{tmp_path / 'repeat-10.csv'}:" in capsys.readouterr().out
+
+    assert photos.main(["--repeat", "9"]) == 2
+    assert "10 to 15" in capsys.readouterr().err
+
+
 def test_shipped_network_is_that_of_its_run_in_half_precision(nyud, tmp_path, monkeypatch):
     monkeypatch.setattr(photos, "Lite0", partial(Lite0, pretrained=False))
     monkeypatch.setattr(photos, "ALL", photos.Run(photos=20, iterations=1))
