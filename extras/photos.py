@@ -227,11 +227,15 @@ def train(run):
 
 def run_all(sets):
     """Make what docs/photos.csv lacks of these sets."""
+    make([run for run in plan() if run.set in sets], RESULTS)
+
+
+def make(runs, results):
+    """Make the runs that the CSV file `results` lacks, and their data files."""
     FOLDER.mkdir(parents=True, exist_ok=True)
-    runs = [run for run in plan() if run.set in sets]
     for run in runs:
         data_file(run)  # before two processes want it
-    make_runs(runs, RESULTS, train)
+    make_runs(runs, results, train)
 
 
 def repeat(seed):
@@ -240,10 +244,8 @@ def repeat(seed):
         raise mtcd.UserError(f"--repeat {seed}: its seeds are {SEEDS[0]} to {SEEDS[-1]}")
     pair = [dataclasses.replace(FEW, seed=seed, **arm) for arm in (BASELINE, CHOSEN)]
     again = FOLDER / f"repeat-{seed}.csv"
-    FOLDER.mkdir(parents=True, exist_ok=True)
     again.unlink(missing_ok=True)
-    data_file(pair[0])  # before two processes want it
-    make_runs(pair, again, train)
+    make(pair, again)
     for path in (RESULTS, again):
         lines = [line for line in read_results(path, Run) if line[0] in pair]
         print(f"\n{path}:")

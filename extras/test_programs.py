@@ -277,7 +277,6 @@ def test_without_a_checkpoint_the_shipped_one_is_taken_and_named(
     assert "gone.pt" in line and "--checkpoint FILE" in line
 
 
-@pytest.mark.skipif(not predict.SHIPPED.exists(), reason="docs/nyud_lite0.pt is not there")
 def test_shipped_checkpoint_is_small_and_predicts(tmp_path):
     assert predict.SHIPPED.stat().st_size <= 6e6
     noise(60, 40).save(tmp_path / "a.png")
