@@ -24,8 +24,9 @@ depth, normal and boundary are targets, all four tasks are sources. Lambda is 1.
 just this form.
 Success over 6 pairs: Delta_m with its interval above 0, no task's interval below 0.
 Added when that was known, and before they ran: every task's own labels as its source, and
-single-task networks of three of the seeds; two pairs of all 795 photos, which can tell large harm
-only.
+single-task networks, over the same seeds; a pair each of 100, 200 and 400 photos and two of all
+795, which can tell large harm only; the baseline at half and at twice the learning rate, on tuning
+runs, to see whether 0.02 was a bad choice.
 """
 
 import argparse
@@ -130,14 +131,20 @@ PLAN = (  # settings, seeds, arms
     (dataclasses.replace(TUNING, photos=50), [0], [BASELINE, *arms(2.0, "ours")]),
     (FROM_SCRATCH, [0], [BASELINE, *arms(1.0, "ours")]),
     (dataclasses.replace(TUNING, photos=25, iterations=2500), [0], [BASELINE, *arms(1.0, "ours")]),
+    # The learning rate, where the main comparison is.
+    (dataclasses.replace(TUNING, photos=25, lr=0.01), [0, 1], [BASELINE]),
+    (dataclasses.replace(TUNING, photos=25, lr=0.02), [0, 1], [BASELINE]),
+    (dataclasses.replace(TUNING, photos=25, lr=0.04), [0, 1], [BASELINE]),
 
     # The main comparison.
     (FEW, SEEDS, [BASELINE, CHOSEN]),
     (FEW, SEEDS, arms(1.0, "own labels")),
-    (FEW, SEEDS[:3], SINGLE),
+    (FEW, SEEDS, SINGLE),
 
     # More photos, and all of them.
-    (MORE, SEEDS[:1], [BASELINE, *arms(0.2, "ours")]),
+    (MORE, SEEDS[:1], [BASELINE, CHOSEN, *arms(0.2, "ours")]),
+    (dataclasses.replace(ALL, photos=200), SEEDS[:1], [BASELINE, CHOSEN]),
+    (dataclasses.replace(ALL, photos=400), SEEDS[:1], [BASELINE, CHOSEN]),
     (ALL, SEEDS[:2], [BASELINE, CHOSEN]),
 )
 # fmt: on
