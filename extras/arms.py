@@ -51,8 +51,8 @@ class NoBoundarySource(Ours):
 class PerImage(Ours):
     """Pairs within an image only; 128 samples per image, 1,024 per batch of 8."""
 
-    def __init__(self, tasks, channels):
-        super().__init__(tasks, channels, samples=128)
+    def __init__(self, tasks, channels, **choices):
+        super().__init__(tasks, channels, samples=128, **choices)
 
     def pair_loss(self, target, source, feature, label):
         losses = []
@@ -62,6 +62,7 @@ class PerImage(Ours):
         return sum(losses) / len(losses)
 
 
+# ------------------------------------------------------------------------------------------ strength
 class FadingOut(CrossTaskContrast):
     """Its strength falls linearly to 0 within the first `until` calls; the tasks have the rest."""
 
@@ -74,6 +75,60 @@ class FadingOut(CrossTaskContrast):
         self.calls += 1
         strength = (1 - self.calls / self.until).clamp(min=0)
         return super().forward(features, labels) * strength
+
+
+class AgainstTask(CrossTaskContrast):
+    """Its gradient at a feature map F_T is changed, with a look at the task's own gradient there.
+
+    Subclasses say how. The gradients of the projectors stay as they are.
+    """
+
+    def change(self, gradient, of_task):
+        """Two gradients, (B, C, h, w) each -> that of the regulariser, changed."""
+        raise NotImplementedError
+
+    def forward(self, features, labels):
+        watched = {}
+        for task, feature in features.items():
+            watched[task] = self.watch(feature) if feature.requires_grad else feature
+        return super().forward(watched, labels)
+
+    def watch(self, feature):
+        """The same values for the regulariser, by a way of their own that tells its gradient."""
+        way = feature.view_as(feature)
+        gradients = []
+        way.register_hook(gradients.append)
+
+        def add_up(total):
+            if not gradients:  # the regulariser had no triplet of this task
+                return total
+            gradient = gradients.pop()
+            of_task = total - gradient
+            return of_task + self.change(gradient, of_task)
+
+        feature.register_hook(add_up)
+        return way
+
+
+class GradientShare(AgainstTask):
+    """As long as `share` of the task's own gradient, whatever lambda is."""
+
+    def __init__(self, tasks, channels, share, **choices):
+        super().__init__(tasks, channels, **choices)
+        self.share = share
+
+    def change(self, gradient, of_task):
+        length = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
+        return gradient * (self.share * of_task.norm() / length)
+
+
+class Unopposed(AgainstTask):
+    """Without what points against the task's own gradient."""
+
+    def change(self, gradient, of_task):
+        along = (gradient * of_task).sum().clamp(max=0)  # below 0 where it opposes the task
+        squared = of_task.square().sum().clamp(min=torch.finfo(gradient.dtype).tiny)
+        return gradient - of_task * (along / squared)
 
 
 # ----------------------------------------------------------------------------------------- projectors

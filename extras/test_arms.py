@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import mtcd
-from extras.arms import FORMS, AllPairs, FadingOut, NearestOf
+from extras.arms import FORMS, AllPairs, FadingOut, GradientShare, NearestOf, Unopposed
 
 TASKS = ("semseg", "depth", "normal", "boundary")
 
@@ -281,3 +281,74 @@ def test_fading_out_falls_linearly_to_nothing_and_resumes(features, labels):
             losses.append(contrast(features, labels).item())
         ratios.append(losses[0] / losses[1])
     assert ratios == pytest.approx([0.75, 0.5, 0.25, 0, 0, 0])
+
+
+def gradients_at_features(contrast, strength, own):
+    """What arrives at F_T if the task's own gradient is `own` -> {task: (B, C, h, w)}."""
+    torch.manual_seed(0)
+    leaves = {task: torch.randn(2, 8, 6, 8, requires_grad=True) for task in TASKS}
+    features = {task: leaf * 1 for task, leaf in leaves.items()}
+    labels = {
+        "semseg": torch.randint(4, (2, 6, 8)),
+        "boundary": torch.randint(2, (2, 6, 8)),
+        "depth": torch.rand(2, 1, 6, 8) + 1,
+        "normal": torch.randn(2, 3, 6, 8),
+    }
+    total = strength * contrast(features, labels)
+    total = total + sum((features[task] * own[task]).sum() for task in TASKS)
+    total.backward()
+    return {task: leaf.grad for task, leaf in leaves.items()}
+
+
+@pytest.fixture
+def plain_gradients():
+    """A plain regulariser, and what it adds to each F_T at a strength of 1."""
+    torch.manual_seed(5)
+    contrast = mtcd.CrossTaskContrast(TASKS, 8)
+    nothing = {task: torch.zeros(2, 8, 6, 8) for task in TASKS}
+    return contrast, gradients_at_features(contrast, 1.0, nothing)
+
+
+@pytest.mark.parametrize("strength", [0.1, 7.0])
+def test_gradient_share_has_that_share_of_the_task_at_any_lambda(plain_gradients, strength):
+    plain, added = plain_gradients
+    contrast = GradientShare(TASKS, 8, share=0.3, targets=["depth", "boundary"])
+    contrast.load_state_dict(plain.state_dict(), strict=False)
+    own = {task: torch.randn(2, 8, 6, 8) * scale for task, scale in zip(TASKS, (1, 20, 3, 0.01))}
+
+    found = gradients_at_features(contrast, strength, own)
+    for task in ("semseg", "normal"):
+        assert torch.equal(found[task], own[task])
+    for task in ("depth", "boundary"):
+        rest = found[task] - own[task]
+        assert rest.norm().item() == pytest.approx(0.3 * own[task].norm().item(), rel=1e-4)
+    # All targets are drawn from alike, so the plain regulariser's direction can be told.
+    contrast = GradientShare(TASKS, 8, share=0.3)
+    contrast.load_state_dict(plain.state_dict())
+    found = gradients_at_features(contrast, strength, own)
+    for task in TASKS:
+        cosine = F.cosine_similarity((found[task] - own[task]).flatten(), added[task].flatten(), 0)
+        assert cosine.item() == pytest.approx(1, abs=1e-4)
+
+
+def test_unopposed_drops_what_points_against_the_task_and_nothing_else(plain_gradients):
+    plain, added = plain_gradients
+    contrast = Unopposed(TASKS, 8)
+    contrast.load_state_dict(plain.state_dict())
+
+    along = {task: 2 * added[task] for task in TASKS}
+    found = gradients_at_features(contrast, 1.0, along)
+    for task in TASKS:
+        assert torch.allclose(found[task], 3 * added[task], atol=1e-6)
+
+    # Against it, and a direction aside: only the part against it goes.
+    torch.manual_seed(1)
+    own = {task: -2 * added[task] + 0.001 * torch.randn(2, 8, 6, 8) for task in TASKS}
+    found = gradients_at_features(contrast, 1.0, own)
+    for task in TASKS:
+        kept = found[task] - own[task]
+        inner = (kept * own[task]).sum().item()
+        assert inner == pytest.approx(0, abs=1e-5 * own[task].norm().item() ** 2)
+        across = added[task] - kept
+        cosine = F.cosine_similarity(across.flatten(), own[task].flatten(), 0)
+        assert cosine.item() == pytest.approx(-1, abs=1e-3)
