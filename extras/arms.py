@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: MIT
 """Other forms of the regulariser: each is CrossTaskContrast but for one choice.
 
-FORMS holds them by name; extras/study.py measures them. All of them but "samples 128", the default
-that the study led to, draw 1,024 samples or what their name says. Forms "of 384" look at all pairs
-of 384 samples, so they are to be compared with "samples 384".
+FORMS holds by name what extras/study.py measures on rooms; extras/photos.py has a list of its own.
+All of FORMS but "samples 128", the default that the study led to, draw 1,024 samples or what their
+name says. Forms "of 384" look at all pairs of 384 samples, so they are to be compared with "samples
+384".
 """
 
 from functools import partial
@@ -77,10 +78,11 @@ class FadingOut(CrossTaskContrast):
         return super().forward(features, labels) * strength
 
 
-class AgainstTask(CrossTaskContrast):
-    """Its gradient at a feature map F_T is changed, with a look at the task's own gradient there.
+class ChangedGradient(CrossTaskContrast):
+    """Its gradient at a feature map F_T is changed, by rule of the task's own gradient there.
 
-    Subclasses say how. The gradients of the projectors stay as they are.
+    Both are of the whole batch. Subclasses have the rule. The gradients of the projectors stay as
+    they are. A call is for one backward pass.
     """
 
     def change(self, gradient, of_task):
@@ -94,10 +96,10 @@ class AgainstTask(CrossTaskContrast):
         return super().forward(watched, labels)
 
     def watch(self, feature):
-        """The same values for the regulariser, by a way of their own that tells its gradient."""
-        way = feature.view_as(feature)
+        """A view of the feature for the regulariser. What arrives by it is told from the rest."""
+        view = feature.view_as(feature)
         gradients = []
-        way.register_hook(gradients.append)
+        view.register_hook(gradients.append)  # runs before the feature's own hook
 
         def add_up(total):
             if not gradients:  # the regulariser had no triplet of this task
@@ -107,23 +109,23 @@ class AgainstTask(CrossTaskContrast):
             return of_task + self.change(gradient, of_task)
 
         feature.register_hook(add_up)
-        return way
+        return view
 
 
-class GradientShare(AgainstTask):
-    """As long as `share` of the task's own gradient, whatever lambda is."""
+class GradientShare(ChangedGradient):
+    """Its gradient has `share` of the length of the task's own, at any lambda above 0."""
 
     def __init__(self, tasks, channels, share, **choices):
         super().__init__(tasks, channels, **choices)
         self.share = share
 
     def change(self, gradient, of_task):
-        length = gradient.norm().clamp(min=torch.finfo(gradient.dtype).tiny)
+        length = gradient.norm().clamp(min=1e-12)  # 0 if every triplet is as the loss wants it
         return gradient * (self.share * of_task.norm() / length)
 
 
-class Unopposed(AgainstTask):
-    """Without what points against the task's own gradient."""
+class Unopposed(ChangedGradient):
+    """Its gradient loses what points against the task's own."""
 
     def change(self, gradient, of_task):
         along = (gradient * of_task).sum().clamp(max=0)  # below 0 where it opposes the task

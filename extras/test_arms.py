@@ -331,6 +331,32 @@ def test_gradient_share_has_that_share_of_the_task_at_any_lambda(plain_gradients
         assert cosine.item() == pytest.approx(1, abs=1e-4)
 
 
+def test_gradient_share_of_satisfied_triplets_adds_nothing():
+    own = torch.full((2, 8, 6, 8), 1e4)
+    assert torch.equal(GradientShare(TASKS, 8, share=0.3).change(0 * own, own), 0 * own)
+
+
+def test_unopposed_beside_a_task_without_gradient_stays_as_it_is():
+    gradient = torch.randn(2, 8, 6, 8)
+    assert torch.equal(Unopposed(TASKS, 8).change(gradient, 0 * gradient), gradient)
+
+
+def test_changed_gradients_leave_those_of_the_projectors(plain_gradients):
+    plain, _ = plain_gradients
+    contrast = GradientShare(TASKS, 8, share=0.3)
+    contrast.load_state_dict(plain.state_dict())
+    own = {task: torch.randn(2, 8, 6, 8) for task in TASKS}
+    gradients_at_features(contrast, 1.0, own)
+    trained = 0
+    for found, expected in zip(contrast.parameters(), plain.parameters()):
+        if expected.grad is None:
+            assert found.grad is None
+        else:
+            assert torch.equal(found.grad, expected.grad)
+            trained += 1
+    assert trained > 0
+
+
 def test_unopposed_drops_what_points_against_the_task_and_nothing_else(plain_gradients):
     plain, added = plain_gradients
     contrast = Unopposed(TASKS, 8)

@@ -329,6 +329,22 @@ def test_photos_tables_equal_figures_worked_out_by_hand(photos_lines):
     assert "### reported: 100 photos, lite0" in text
 
 
+def test_learning_rates_are_compared_with_that_of_the_tuning_runs(tmp_path):
+    twice = dataclasses.replace(photos.TUNING_FEW, lr=0.04)
+    lines = lines_of(photos.TUNING_FEW, {"semseg": 10, "depth": 1, "normal": 40, "boundary": 50})
+    lines += lines_of(twice, {"semseg": 11, "depth": 0.9, "normal": 44, "boundary": 55})
+    text = photos.tables(write_results(tmp_path / "photos.csv", photos.Run, lines))
+    assert "| gain over lr 0.02, %" in text
+    assert "| lr 0.04 | 1 | +10.00 | +10.00 | -10.00 | +10.00 | +5.00 |" in text
+    assert "iterations at 0.04" not in text  # no section of its own
+
+
+def test_pairs_within_an_image_leave_semseg_alone_on_photos():
+    contrast = photos.FORMS["within an image, not of semseg"](experiments.TASKS, 8)
+    assert contrast.targets == ["depth", "normal", "boundary"]
+    assert contrast.samples == 128
+
+
 def test_reported_photos_are_drawn_by_the_seed():
     first = photos.draw_photos(photos.Run(seed=1), 795)
     again = photos.draw_photos(photos.Run(seed=1, form="ours", contrast=0.5), 795)
