@@ -305,7 +305,7 @@ def tables(lines):
     shares = mean_shares(lines)
     groups = group_by_setting(lines)
     for setting, arms in sorted(groups.items(), key=reported_first):
-        if setting in (HALF_RATE, TWICE_RATE):  # see below
+        if setting in (HALF_RATE, TWICE_RATE):  # in a table of their own
             continue
         text += ["", f"### {setting.set}: {setting.photos} photos, {setting.encoder}"]
         text += ["", f"{setting.iterations} iterations at {setting.lr:g}."]

@@ -20,14 +20,18 @@ def features():
     return {task: torch.randn(2, 8, 6, 8, requires_grad=True) for task in TASKS}
 
 
-@pytest.fixture
-def labels():
+def random_labels():
     return {
         "semseg": torch.randint(4, (2, 6, 8)),
         "boundary": torch.randint(2, (2, 6, 8)),
         "depth": torch.rand(2, 1, 6, 8) + 1,
         "normal": torch.randn(2, 3, 6, 8),
     }
+
+
+@pytest.fixture
+def labels():
+    return random_labels()
 
 
 def drawn_pairs(contrast, features, labels):
@@ -288,13 +292,7 @@ def gradients_at_features(contrast, strength, own):
     torch.manual_seed(0)
     leaves = {task: torch.randn(2, 8, 6, 8, requires_grad=True) for task in TASKS}
     features = {task: leaf * 1 for task, leaf in leaves.items()}
-    labels = {
-        "semseg": torch.randint(4, (2, 6, 8)),
-        "boundary": torch.randint(2, (2, 6, 8)),
-        "depth": torch.rand(2, 1, 6, 8) + 1,
-        "normal": torch.randn(2, 3, 6, 8),
-    }
-    total = strength * contrast(features, labels)
+    total = strength * contrast(features, random_labels())
     total = total + sum((features[task] * own[task]).sum() for task in TASKS)
     total.backward()
     return {task: leaf.grad for task, leaf in leaves.items()}
@@ -322,7 +320,8 @@ def test_gradient_share_has_that_share_of_the_task_at_any_lambda(plain_gradients
     for task in ("depth", "boundary"):
         rest = found[task] - own[task]
         assert rest.norm().item() == pytest.approx(0.3 * own[task].norm().item(), rel=1e-4)
-    # All targets are drawn from alike, so the plain regulariser's direction can be told.
+
+    # With all targets it draws what the plain regulariser draws, so directions can be compared.
     contrast = GradientShare(TASKS, 8, share=0.3)
     contrast.load_state_dict(plain.state_dict())
     found = gradients_at_features(contrast, strength, own)
