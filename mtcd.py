@@ -1924,7 +1924,7 @@ def run_training(args, device, make_regulariser=None, backbone=None):
     out = Path(args.out)
     if rank() == 0:
         print(
-            f"{args.backbone}, {args.pretrained} weights; lambda {args.contrast:g}; "
+            f"{args.backbone}, pretrained: {args.pretrained}; lambda {args.contrast:g}; "
             f"{args.iters} iterations of {args.batch_size} on {device}"
         )
         print(f"{' '.join(config['tasks'])} -> {out}", flush=True)

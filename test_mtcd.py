@@ -1945,8 +1945,8 @@ def test_first_lines_of_a_run_say_what_is_trained_and_from_which_start(toy_file,
     more = ("--pretrained", tmp_path / "w.pth", "--contrast", 0.5)
     assert main(*quick(toy_file, tmp_path / "run", *more)) == 0
     lines = capsys.readouterr().out.splitlines()
-    weights = f"{tmp_path}/w.pth weights"
-    assert lines[0] == f"hrnet_tiny, {weights}; lambda 0.5; 1 iterations of 2 on cpu"
+    start = f"pretrained: {tmp_path}/w.pth"
+    assert lines[0] == f"hrnet_tiny, {start}; lambda 0.5; 1 iterations of 2 on cpu"
     assert lines[1] == f"depth -> {tmp_path}/run"
     config = json.loads((tmp_path / "run/config.json").read_text())
     assert config["pretrained"] == str(tmp_path / "w.pth")
