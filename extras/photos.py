@@ -27,7 +27,8 @@ Added when that was known, and before they ran: every task's own labels as its s
 single-task networks, over the same seeds; a pair each of 100, 200 and 400 photos, which can tell
 large harm only; six pairs of all 795, the first two before the others; on tuning runs, the baseline
 at half and at twice the learning rate, to see whether 0.02 was a bad choice, and other forms, one
-pair each, with a second one for the best form and the best rate.
+pair each, with a second one for the best form and the best rate. If twice the rate is ahead in
+Delta_m on both tuning seeds, the six pairs of the main comparison are made at it, too.
 """
 
 import argparse
