@@ -158,7 +158,7 @@ class CrossTaskContrast(nn.Module):
         dim=64,  # width of the projections, which have length 1. Not ablated
         margin=1.0,  # distances are 0 to 2. Measured: 0.1 and 0.3 help less, 2 no more
         targets=None,  # the tasks whose features are regularised. None: all of them (stated)
-        criteria=None,  # {task: Criterion} of tasks that CRITERIA does not know
+        criteria=None,  # {task: Criterion}: of tasks that CRITERIA lacks, or in place of its own
     ):
         super().__init__()
         self.tasks = list(tasks)

@@ -322,8 +322,8 @@ def tables(lines):
     for setting, arms in sorted(groups.items(), key=reported_first):
         if setting in (HALF_RATE, TWICE_RATE):  # in a table of their own
             continue
-        text += ["", f"### {setting.set}: {setting.photos} photos, {setting.encoder}"]
-        text += ["", f"{setting.iterations} iterations at {setting.lr:g}."]
+        length = f"{setting.iterations} iterations at {setting.lr:g}"
+        text += ["", f"### {setting.set}: {setting.photos} photos, {length}, {setting.encoder}"]
         ends = {arm: shares.get((setting, arm), "-") for arm in arms}
         text += gain_table(arms, "baseline", ends)
         text += value_table(arms)

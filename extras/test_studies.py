@@ -326,7 +326,7 @@ def test_photos_tables_equal_figures_worked_out_by_hand(photos_lines):
     assert f"| ours, lambda 0.5 | {OURS_CELLS}" in text
     assert f"| single-task | {SINGLE_CELLS} - |" in text
     assert text.startswith("12 of 1 runs made, 0.1 hours")
-    assert "### reported: 100 photos, lite0" in text
+    assert "### reported: 100 photos, 1250 iterations at 0.02, lite0" in text
 
 
 def test_learning_rates_are_compared_with_that_of_the_tuning_runs(tmp_path):
@@ -343,6 +343,26 @@ def test_pairs_within_an_image_leave_semseg_alone_on_photos():
     contrast = photos.FORMS["within an image, not of semseg"](experiments.TASKS, 8)
     assert contrast.targets == ["depth", "normal", "boundary"]
     assert contrast.samples == 128
+
+
+@pytest.mark.parametrize(
+    "form, alike_at, unlike_at",
+    [("not of semseg", 9, 31), ("wide normals, not of semseg", 19, 46)],
+)
+def test_which_normals_are_alike_on_photos(form, alike_at, unlike_at):
+    """The second normal is at `alike_at` degrees to the first one, the third at `unlike_at`."""
+    contrast = photos.FORMS[form](experiments.TASKS, 8)
+    angles = torch.tensor([0, alike_at, -unlike_at]).deg2rad()
+    normals = torch.stack([angles.sin(), torch.zeros(3), angles.cos()], dim=1)
+    criterion = contrast.criteria["normal"]
+    other, positive, negative = contrast.candidate_pairs(normals, normals, criterion)
+    assert set(other[0][positive[0]].tolist()) == {1}
+    assert set(other[0][negative[0]].tolist()) == {2}
+
+    between = torch.tensor([0, alike_at + 2, -unlike_at + 2]).deg2rad()
+    normals = torch.stack([between.sin(), torch.zeros(3), between.cos()], dim=1)
+    other, positive, negative = contrast.candidate_pairs(normals, normals, criterion)
+    assert not positive[0].any() and not negative[0].any()
 
 
 def test_reported_photos_are_drawn_by_the_seed():
