@@ -113,7 +113,7 @@ class Criterion:
     positive: float  # two pixels are alike if their labels are no farther apart than this
     negative: float  # and not alike from this distance on; in between they are neither
     channels: int = 1  # K, of the label
-    balanced: bool = False  # draw all classes equally often, as only 3 % of pixels are boundary
+    balanced: bool = False  # at first all classes are equally likely; 3 % of pixels are boundary
 
 
 CLASSES = Criterion(class_distance, has_class, positive=0, negative=1, balanced=True)
@@ -145,6 +145,7 @@ class CrossTaskContrast(nn.Module):
 
     After a call `share_of_chance` holds the mean loss of a target, divided by the margin. It is
     about 1 while the projections tell nothing, and 0 once all negatives are farther by the margin.
+    It is 0, too, where no triplet was found, as without labels.
     """
 
     def __init__(
@@ -156,7 +157,7 @@ class CrossTaskContrast(nn.Module):
         samples=128,  # pixels per target and batch. Measured: 1,024 help less on few images
         candidates=48,  # of these, to compare each with. Most find a positive and a negative there
         dim=64,  # width of the projections, which have length 1. Not ablated
-        margin=1.0,  # distances are 0 to 2. Measured: 0.1 and 0.3 help less, 2 no more
+        margin=1.0,  # distances are 0 to 2. Measured: 0.1 and 0.3 help less; 2 is not confirmed
         targets=None,  # the tasks whose features are regularised. None: all of them (stated)
         criteria=None,  # {task: Criterion}: of tasks that CRITERIA lacks, or in place of its own
     ):
@@ -172,6 +173,9 @@ class CrossTaskContrast(nn.Module):
         unknown = [task for task in self.tasks if task not in self.criteria]
         if unknown:
             raise ValueError(f"no criterion for {unknown}: pass criteria={{name: Criterion(...)}}")
+        strange = [task for task in targets or [] if task not in self.tasks]
+        if strange:
+            raise ValueError(f"targets {strange} are none of the tasks {self.tasks}")
 
         self.projectors = nn.ModuleDict()
         for target, source in self.task_pairs():
@@ -243,21 +247,18 @@ class CrossTaskContrast(nn.Module):
 
         # Pixels without ground truth take no part.
         pixels = criterion.valid(label).nonzero().squeeze(1)
-        label = label[pixels]
 
-        # Draw without replacement: all pixels are equally likely, or all classes are.
+        # Draw without replacement. At first all pixels are equally likely, or all classes are.
         n = min(self.samples, len(pixels))
         if n > 0:
-            weight = torch.ones_like(label[:, 0])
+            weight = torch.ones(len(pixels), device=label.device)
             if criterion.balanced:
-                classes = label[:, 0].long()
+                classes = label[pixels, 0].long()
                 weight = weight / classes.bincount()[classes]
-            drawn = weight.multinomial(n)
-            pixels = pixels[drawn]
-            label = label[drawn]
+            pixels = pixels[weight.multinomial(n)]
 
         image, y, x = torch.unravel_index(pixels, (batch, height, width))
-        return feature[image, :, y, x], label
+        return feature[image, :, y, x], label[pixels]
 
     def triplet_loss(self, points, label, criterion):
         """points (n, dim) -> mean of max(0, d(anchor, positive) - d(anchor, negative) + m)."""
@@ -478,13 +479,15 @@ class MaxF:
     def update(self, prediction, label):
         valid = label != 255
         thresholds = self.thresholds.to(label.device)
-        exceeded = torch.bucketize(prediction[valid].double(), thresholds)  # 0 to 19
-        cell = 20 * label[valid] + exceeded
-        self.counts += cell.bincount(minlength=40).view(2, 20).cpu()
+        exceeded = torch.bucketize(prediction[valid].double(), thresholds)  # how many: 0 to 19
+        for value in (0, 1):
+            of_value = exceeded[label[valid] == value]
+            self.counts[value] += of_value.bincount(minlength=20).cpu()
 
     def compute(self):
-        # A pixel that exceeds j thresholds exceeds the first j, so counts add up from the right.
-        over = self.counts.flip(1).cumsum(1).flip(1)[:, 1:].double()  # (2, 19)
+        # A pixel exceeds threshold j if it exceeds more than j of them, as they ascend.
+        over = self.counts.sum(1, keepdim=True) - self.counts.cumsum(1)  # (2, 20)
+        over = over[:, :19].double()
         true_positives = over[1]
         predicted = over.sum(0)
         positives = self.counts[1].sum()
@@ -646,7 +649,7 @@ PROTOCOLS = {
         pretrained="imagenet",
         iters=40_000,
         lr=0.005,
-        contrast=0.2,  # not measured; so few passes (64) gained nothing on toy
+        contrast=0.2,  # not measured; few passes (48) gained nothing on rooms
         targets=("parsing", "saliency", "normal", "boundary"),
         scales=(0.5, 2),
         boundary_weight=0.95,
@@ -789,24 +792,27 @@ class DenseTasks(Dataset):
 def draw_geometry(rng, scales, size, full, semseg):
     """Random scale, flip and crop (protocol) -> Geometry.
 
-    size: (height, width) of the image. full: of the sample; no crop is larger. semseg: (H, W) or
-    None. At most 10 crops are drawn, until no class has 75 % of the labelled pixels. This looks at
-    semseg whatever tasks are trained.
+    size: (height, width) of the image. full: of the sample; no crop is larger once resized.
+    semseg: (H, W) or None. At most 10 crops are drawn, until no class has 75 % of the labelled
+    pixels. This looks at semseg whatever tasks are trained.
     """
     scale = rng.uniform(*scales)
     flip = rng.random() < 0.5
 
-    # The crop in pixels of the image, and the size that it is resized to.
-    crop = [min(size[i], round(full[i] / scale)) for i in (0, 1)]
-    resized = [min(full[i], round(crop[i] * scale)) for i in (0, 1)]
+    # The crop, in pixels of the image: what fills the sample once it is resized, or all there is.
+    height = min(size[0], round(full[0] / scale))
+    width = min(size[1], round(full[1] / scale))
+
+    # Its size then; rounding may give a pixel too many.
+    resized = (min(full[0], round(height * scale)), min(full[1], round(width * scale)))
 
     for _ in range(10):
-        top = rng.integers(size[0] - crop[0] + 1)
-        left = rng.integers(size[1] - crop[1] + 1)
-        window = np.s_[top : top + crop[0], left : left + crop[1]]
+        top = rng.integers(size[0] - height + 1)
+        left = rng.integers(size[1] - width + 1)
+        window = np.s_[top : top + height, left : left + width]
         if semseg is None or is_varied(semseg[window]):
             break
-    return Geometry(window, tuple(resized), flip, scale)
+    return Geometry(window, resized, flip, scale)
 
 
 def is_varied(semseg):
@@ -1120,7 +1126,7 @@ def download_weights(name):
         from torchvision.models import get_model_weights
 
         url = get_model_weights(name).IMAGENET1K_V1.url
-    elif HRNETS[name].weights:
+    elif name in HRNETS and HRNETS[name].weights:
         url = HRNET_WEIGHTS + HRNETS[name].weights
     else:
         raise UserError(f"{name} has no ImageNet weights: take --pretrained none")
@@ -1271,12 +1277,13 @@ def training_batches(config, device, workers, start):
         config["data"], "train", config["tasks"], augment=True, seed=config["seed"]
     )
     batch_size = config["batch_size"]
-    keys = endless_keys(len(dataset), config["seed"], start * batch_size)
-    left = (config["iters"] - start) * batch_size
+    keys = endless_keys(len(dataset), config["seed"], start * batch_size)  # of all processes
+    count = (config["iters"] - start) * batch_size
+    share = islice(keys, rank(), count, world_size())  # every world_size-th, this process's own
     return DataLoader(
         dataset,
         batch_size // world_size(),
-        sampler=islice(keys, rank(), left, world_size()),
+        sampler=share,
         num_workers=workers,
         worker_init_fn=quiet_worker,
         pin_memory=device.type == "cuda",
@@ -1348,8 +1355,8 @@ def evaluate(net, dataset, device, workers=0, amp=False):
     for task in dataset.tasks:
         metrics[task] = build_metric(task, net.predictors[task].out_channels, protocol)
 
-    indices = range(rank(), len(dataset), world_size())  # of this process
-    shown = {indices[0], indices[len(indices) // 2], indices[-1]}
+    indices = range(rank(), len(dataset), world_size())  # of this process: none if there are few
+    shown = {*indices[:1], *indices[len(indices) // 2 :][:1], *indices[-1:]}
     samples = []
     loader = DataLoader(dataset, sampler=indices, num_workers=workers, worker_init_fn=quiet_worker)
 
@@ -1581,6 +1588,9 @@ def data_identity(file):
             height, width = group["image"].shape[1:3]
         if "crc32" in group:  # one per image, by data_prep.py
             checksum = zlib.crc32(group["crc32"][:].tobytes(), checksum)
+        elif "image" in group:  # a file of one's own may lack them: its first and last image tell
+            for index in (0, -1):
+                checksum = zlib.crc32(group["image"][index].tobytes(), checksum)
     counts = " + ".join(map(str, sizes))
     return f"{counts} images of {height} x {width}, checksum {checksum:08x}"
 
@@ -1669,15 +1679,15 @@ class SafeRun:
                 signal.signal(number, handler)
 
     def after_step(self, iteration, images, losses, contrast_loss, lr):
-        """Log every 10 iterations. Save 20 times, at least every 1,000. Stop after a signal.
+        """Log every 10 iterations, save 20 times, at least every 1,000, and stop after a signal.
 
         images: the batch, which shows whether the network still gives finite numbers.
         """
-        row = {task: loss.detach().float() for task, loss in losses.items()}
+        values = {task: loss.detach().float() for task, loss in losses.items()}
         if self.objective.regulariser is not None:
-            row["contrast"] = contrast_loss.detach().float()
-            row["share_of_chance"] = self.objective.regulariser.share_of_chance.float()
-        self.pending.append(torch.stack(list(row.values())))
+            values["contrast"] = contrast_loss.detach().float()
+            values["share_of_chance"] = self.objective.regulariser.share_of_chance.float()
+        self.pending.append(torch.stack(list(values.values())))
 
         iters = self.config["iters"]
         stopping = in_any_process(self.signals)
@@ -1687,13 +1697,13 @@ class SafeRun:
             return
 
         means = torch.stack(self.pending).mean(0).tolist()  # here a GPU is waited for
+        means = dict(zip(values, means))
         self.pending = []
-        row = dict(zip(row, means))
-        self.refuse_ruin(iteration, row, images if saving else None)
+        self.refuse_ruin(iteration, means, images if saving else None)
 
         per_step = (time.monotonic() - self.start_time) / (iteration - self.done)  # seconds
-        row["lr"] = lr
-        row["images_per_s"] = self.config["batch_size"] / per_step
+        speed = self.config["batch_size"] / per_step
+        row = {**means, "lr": lr, "images_per_s": speed}
         self.log.append({"iteration": iteration, **{k: f"{v:.4g}" for k, v in row.items()}})
 
         if rank() == 0 and (last or time.monotonic() > self.print_time + 5):
@@ -1705,12 +1715,12 @@ class SafeRun:
             advice = f"--resume goes on from iteration {iteration} of {self.folder}"
             raise UserError(f"stopped; {advice}")
 
-    def refuse_ruin(self, iteration, row, images):
+    def refuse_ruin(self, iteration, means, images):
         """Stop before what is not finite is logged or, with the batch's images given, saved.
 
         The losses came before the last step, so they do not tell what it did to the network.
         """
-        ruined = [name for name, mean in row.items() if not math.isfinite(mean)]
+        ruined = [name for name, mean in means.items() if not math.isfinite(mean)]
         if images is not None:
             self.objective.eval()
             with torch.inference_mode():
@@ -1833,6 +1843,12 @@ def build_parser():
 def run_config(args):
     """Fill the arguments in from the protocol and check them -> all that describes the run."""
     protocol = PROTOCOLS[args.dataset]
+    trained = args.tasks or protocol.tasks
+    strange = set(args.targets or []) - set(trained)
+    if strange:
+        raise UserError(
+            f"--targets {' '.join(sorted(strange))}: the tasks of this run are {' '.join(trained)}"
+        )
     for name in ("backbone", "iters", "lr", "tasks", "contrast", "targets"):
         if getattr(args, name) is None:
             setattr(args, name, getattr(protocol, name))
@@ -1840,7 +1856,7 @@ def run_config(args):
         args.pretrained = "none" if args.backbone == "hrnet_tiny" else protocol.pretrained
 
     tasks = [task for task in protocol.tasks if task in args.tasks]
-    if not {*args.tasks, *args.targets} <= set(protocol.tasks):
+    if not set(args.tasks) <= set(protocol.tasks):
         raise UserError(f"{args.dataset} has labels of {' '.join(protocol.tasks)} alone")
     if args.batch_size % world_size():
         raise UserError(
@@ -1888,8 +1904,12 @@ def find_data(name, path):
     """The data file of a data set; a missing toy file is rendered on the spot."""
     default = Path(f"data/{name}.h5")
     path = Path(path or default)
-    if name == "toy" and not path.exists() and rank() == 0:
-        render_toy(path)
+    if name == "toy" and not path.exists():
+        for other in PROTOCOLS:
+            if other != "toy" and other in path.name:
+                raise UserError(f"{path} is not there, and would not be toy's: --dataset {other}")
+        if rank() == 0:
+            render_toy(path)
     in_any_process(False)  # the others wait for the first
     if not path.exists():
         command = f"python data_prep.py {name}"
@@ -1936,7 +1956,7 @@ def run_training(args, device, make_regulariser=None, backbone=None):
 
 def suggest_comparison(args, argv):
     """Print what to type next: the other arm of the comparison, and the table of both."""
-    if len(args.tasks) == 1 or "--out" in argv or rank() != 0:
+    if len(args.tasks) == 1 or rank() != 0:
         return
 
     other = PROTOCOLS[args.dataset].contrast if args.contrast == 0 else 0
@@ -1976,7 +1996,9 @@ def run_evaluation(args, device):
     net, config, _ = load_network(args.checkpoint, device)
     path = find_data(config["dataset"], args.data or config["data"])
     dataset = DenseTasks(path, "val", config["tasks"])
-    if dataset.name != config["dataset"] or dataset.classes != config["classes"]:
+    if args.dataset not in ("toy", config["dataset"]):  # toy is the default: nothing was said
+        raise UserError(f"--dataset {args.dataset}: the checkpoint is of {config['dataset']}")
+    if dataset.name != config["dataset"] or other_classes(dataset.classes, config["classes"]):
         raise UserError(f"{path} ({dataset.name}) has other classes than the network")
 
     home = Path(args.checkpoint).parent
@@ -1993,6 +2015,12 @@ def run_evaluation(args, device):
     config["data"] = str(path)
     config["identity"] = dataset.identity
     report(net, config, out, device, args.workers)
+
+
+def other_classes(classes, of_network):
+    """Do two {task: names} differ in a task whose classes are the file's own? The rest is fixed."""
+    own = [task for task in TASKS if TASKS[task].classes is None]
+    return any(classes.get(task) != of_network.get(task) for task in own)
 
 
 def start_device(name):
@@ -2043,8 +2071,10 @@ def main(argv=None):
         if args.eval:
             run_evaluation(args, device)
         else:
+            named = args.out is not None  # then the other arm would be written over this one
             run_training(args, device)
-            suggest_comparison(args, sys.argv[1:] if argv is None else argv)
+            if not named:
+                suggest_comparison(args, sys.argv[1:] if argv is None else argv)
 
     return exit_status("mtcd.py", job)
 
