@@ -2,7 +2,7 @@
 """Raw data sets to one HDF5 file each, in the format that mtcd.py trains on.
 
     python data_prep.py nyud --download          fetch a package into data/raw, convert it
-    python data_prep.py nyud --raw DIR           convert what lies in DIR or in a folder of it
+    python data_prep.py nyud --raw DIR           convert a package or raw files that lie in DIR
     python data_prep.py nyud --shrink 4          a quarter of each side, for CPUs and classrooms
     python data_prep.py toy                      rendered rooms
     python data_prep.py check FILE               is every image of a data file as it was written?
@@ -149,7 +149,7 @@ CLASS_NAMES = {
     "nyud": {"semseg": NYUD_CLASSES, **OTHER_NAMES},
     "pascal": {"semseg": PASCAL_CLASSES, **OTHER_NAMES},
 }
-# The same as one text per data set, for scripts that import it.
+# The names for semseg as one text per data set, for scripts that import it.
 SEMSEG = {name: ", ".join(tasks["semseg"]) for name, tasks in CLASS_NAMES.items()}
 
 # fmt: off
@@ -334,22 +334,22 @@ def some_paths(splits, array):
 def read_nyud(files, edge_form):
     """{array: path} of one id -> sample, {array: (h, w, ...)}, and what was seen in the files."""
     image = load_picture(files["image"], adjust=crop_frame)
-    label = partial(load_label, image=image, adjust=crop_frame)
+    load = partial(load_label, image=image, adjust=crop_frame)
     seen = set()
 
     def classes(raw):
-        for label in (40, 255):
-            if label in raw:
-                seen.add(f"{label} in semseg")
+        for value in (40, 255):
+            if value in raw:
+                seen.add(f"{value} in semseg")
         return as_classes(raw, 40, first=1)
 
     edge = partial(as_binary, form=edge_form)
     sample = {
         "image": image.pixels,
-        "semseg": label(files["semseg"], rule=classes, variable="segmentation"),
-        "depth": label(files["depth"], rule=as_depth, variable="depth"),
-        "normal": label(files["normal"], rule=as_normals, channels=(3,)),
-        "boundary": label(files["boundary"], rule=edge),
+        "semseg": load(files["semseg"], rule=classes, variable="segmentation"),
+        "depth": load(files["depth"], rule=as_depth, variable="depth"),
+        "normal": load(files["normal"], rule=as_normals, channels=(3,)),
+        "boundary": load(files["boundary"], rule=edge),
     }
     return sample, seen
 
@@ -362,17 +362,17 @@ def pascal_reader(splits):
 def read_pascal(files, saliency_form):
     """{array: path} of one id -> sample, {array: (h, w, ...)}; the rules are the code bases'."""
     image = load_picture(files["image"])
-    label = partial(load_label, image=image)
-    context = label(files["context"], rule=as_context, variable="LabelMap")
-    normal = label(files["normal"], rule=as_normals, channels=(3,))
+    load = partial(load_label, image=image)
+    context = load(files["context"], rule=as_context, variable="LabelMap")
+    normal = load(files["normal"], rule=as_normals, channels=(3,))
     normal[~np.isin(context, NORMAL_CLASSES)] = 0
 
     saliency = partial(as_binary, form=saliency_form)
     sample = {
         "image": image.pixels,
-        "semseg": label(files["semseg"], rule=partial(as_classes, count=21)),
+        "semseg": load(files["semseg"], rule=partial(as_classes, count=21)),
         "parsing": human_parts(files["parsing"], image.pixels.shape[:2]),
-        "saliency": label(files["saliency"], rule=saliency),
+        "saliency": load(files["saliency"], rule=saliency),
         "normal": normal,
         "boundary": thin(laplacian(context) != 0),
     }
@@ -554,7 +554,7 @@ class Work:
 
     dataset: str
     read: Callable  # of a source -> sample, what was seen in its files
-    size: tuple  # (H, W) to which images are padded, before they are shrunk
+    size: tuple  # (H, W) to which images are padded, but for `shrink`
     shrink: int = 1  # K x K pixels become one
 
 
@@ -651,8 +651,8 @@ def write_h5(out, splits, work):
 
     Both take their places when they are whole, not before.
     """
-    out = Path(out).resolve()
-    if out.exists() and not out.is_file():
+    out = Path(os.path.realpath(out))
+    if os.path.exists(out) and not os.path.isfile(out):  # unlike Path's, they never raise
         raise PrepError(f"{out} is there and is not a file")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = out.with_name(f".{out.name}.{os.getpid()}.part")
@@ -665,17 +665,18 @@ def write_h5(out, splits, work):
             preview(examples(file, counts), class_names(work, counts)).save(picture)
         for split in splits:
             summarise(split, counts[split], class_names(work, counts))
-        if work.shrink > 1:
-            print_tolerance(work.dataset, work.size, work.shrink)
         sink.check()
         os.replace(picture, f"{out}.preview.png")
-        os.replace(part, out)  # the last that can fail
+        os.replace(part, out)
     except (BrokenProcessPool, MemoryError) as error:
+        sink.check()  # what stops this process may have stopped the workers, too
         raise PrepError("a worker process was killed: is the memory full?") from error
     finally:
         part.unlink(missing_ok=True)
         picture.unlink(missing_ok=True)
     print(f"{out} and {out.name}.preview.png: {time.monotonic() - start:.0f} s")
+    if work.shrink > 1:
+        print_tolerance(work.dataset, work.size, work.shrink)
 
 
 def write_content(file, sink, splits, work):
@@ -763,9 +764,14 @@ def find_layouts(dataset, raw):
     found = []
     for root in (raw, *(raw / name for name in package.roots)):
         is_raw = dataset == "nyud" and (root / RAW_MAT).exists()
-        if (root / package.lists).is_dir() or is_raw:
+        if is_package(root, dataset) or is_raw:
             found.append(root)
     return found
+
+
+def is_package(root, dataset):
+    """Else the folder holds raw files, from which other labels are made."""
+    return (root / PACKAGES[dataset].lists).is_dir()
 
 
 def convert(dataset, raw, out, shrink=1, download=False):
@@ -776,11 +782,14 @@ def convert(dataset, raw, out, shrink=1, download=False):
         raise PrepError(f"--shrink {shrink} leaves under {SMALLEST} pixels; {most} is the most")
 
     found = find_layouts(dataset, raw)
-    if download and found:
-        print(f"{found[0]} is there already: nothing is downloaded")
-    elif download:
-        fetch_package(package.sources, raw, f"python data_prep.py {dataset} --raw {raw}")
-        found = find_layouts(dataset, raw)
+    if download:
+        packages = [root for root in found if is_package(root, dataset)]
+        if packages:
+            print(f"{packages[0]} is there already: nothing is downloaded")
+        else:
+            fetch_package(package.sources, raw, f"python data_prep.py {dataset} --raw {raw}")
+        # Who asks for the package does not mean the raw files that may lie beside it.
+        found = [root for root in find_layouts(dataset, raw) if is_package(root, dataset)]
     if not found:
         refuse_layout(dataset, raw)
 
@@ -788,7 +797,7 @@ def convert(dataset, raw, out, shrink=1, download=False):
     for other in found[1:]:
         print(f"not used: {other}")
     print(f"reading {root}")
-    if (root / package.lists).is_dir():
+    if is_package(root, dataset):
         splits = open_package(root, dataset)
         reader = {"nyud": nyud_reader, "pascal": pascal_reader}[dataset]
         read = reader(splits)
@@ -861,11 +870,11 @@ def main(argv=None):
     except (PrepError, OSError, KeyboardInterrupt) as error:
         what = str(error) or "interrupted"
         if isinstance(error, KeyboardInterrupt) and getattr(args, "download", False):
-            what += "; what was fetched is kept, the same command goes on"
+            what += "; what was fetched is kept"
         if args.job != "check":
             if isinstance(error, OSError):
                 what = f"cannot write {args.out}: {what}"
-            if args.out.exists():
+            if os.path.exists(args.out):
                 what += f"; {args.out} is as it was before"
         print(f"data_prep.py: {what}", file=sys.stderr)
         return 2

@@ -1122,6 +1122,17 @@ def test_shrunk_boundaries_are_ignored_where_the_centre_is():
     assert shrink_sample({"boundary": edge}, 4)["boundary"].tolist() == [[1, 255], [0, 0]]
 
 
+def test_where_shrinking_loses_every_part_there_are_no_parts():
+    """As in an image that had none: all ignored. One that keeps a part keeps its background."""
+    lost = np.zeros((8, 8), np.uint8)
+    lost[0, 0] = 3
+    kept = lost.copy()
+    kept[2, 6] = 4
+    assert shrink_sample({"parsing": lost}, 4)["parsing"].tolist() == [[255, 255], [255, 255]]
+    assert shrink_sample({"parsing": kept}, 4)["parsing"].tolist() == [[0, 4], [0, 0]]
+    assert shrink_sample({"saliency": lost * 0}, 4)["saliency"].tolist() == [[0, 0], [0, 0]]
+
+
 def test_shrunk_files_say_so(tmp_path, capsys):
     truth = write_nyud(tmp_path)
     assert prep("nyud", "--raw", tmp_path, "--shrink", 4, "--out", tmp_path / "n.h5") == 0
@@ -1379,6 +1390,21 @@ def test_the_one_command_has_a_folder_of_its_own():
     assert (args.raw, args.out) == (Path("data/raw"), Path("data/nyud.h5"))
 
 
+def test_raw_files_in_the_folder_do_not_stand_for_the_package(
+    site, package, tmp_path, monkeypatch, capsys
+):
+    site.files["/NYUD_MT.tgz"] = package
+    serve(monkeypatch, Source(site.url("/NYUD_MT.tgz"), "NYUD_MT"))
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    (raw / data_prep.RAW_MAT).write_bytes(b"not read")
+    for told in ("unpacking", "is there already"):
+        assert prep("nyud", "--download", "--raw", raw, "--out", tmp_path / "n.h5") == 0
+        output = capsys.readouterr().out
+        assert told in output
+        assert f"reading {raw / 'NYUD_MT'}" in output
+
+
 def test_a_folder_of_the_users_is_not_replaced(site, package, tmp_path, monkeypatch, capsys):
     serve(monkeypatch, Source(site.url("/NYUD_MT.tgz"), "NYUD_MT"))
     raw = tmp_path / "raw"
@@ -1503,7 +1529,12 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(size, tmp_path):
 
 @pytest.mark.parametrize(
     "number, to_group",
-    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
+    [
+        (signal.SIGINT, True),
+        (signal.SIGINT, False),
+        (signal.SIGTERM, False),
+        (signal.SIGTERM, True),  # as `timeout` and schedulers do
+    ],
 )
 def test_an_interrupted_run_keeps_the_old_file_and_leaves_no_process(tmp_path, number, to_group):
     write_nyud(tmp_path / "n", ids=[f"x{i}" for i in range(60)], size=(40, 100))
