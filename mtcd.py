@@ -1773,7 +1773,7 @@ def config_differences(saved, wanted):
         before = saved.get(key)
         if key == "data" and "identity" in saved:
             continue
-        if key in ("identity", "targets") and key not in saved:
+        if key in ("identity", "targets", "regulariser") and key not in saved:
             continue  # the checkpoint is older than this key
         if key == "pretrained" and Path(str(before)).name == Path(value).name:
             continue
@@ -1941,6 +1941,8 @@ def run_training(args, device, make_regulariser=None, backbone=None):
     own; args.backbone is then its name in config.json.
     """
     config = run_config(args)
+    if make_regulariser is not None:  # else runs of two forms would pass for one setting
+        config["regulariser"] = getattr(make_regulariser, "__name__", str(make_regulariser))
     out = Path(args.out)
     if rank() == 0:
         print(

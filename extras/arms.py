@@ -98,17 +98,17 @@ class ChangedGradient(CrossTaskContrast):
     def watch(self, feature):
         """A view of the feature for the regulariser. What arrives by it is told from the rest."""
         view = feature.view_as(feature)
-        gradients = []
-        view.register_hook(gradients.append)  # runs before the feature's own hook
+        arrived = []  # backward reaches the view first, and leaves the regulariser's gradient here
+        view.register_hook(arrived.append)
 
-        def add_up(total):
-            if not gradients:  # the regulariser had no triplet of this task
+        def replace(total):
+            if not arrived:  # the regulariser had no triplet of this task
                 return total
-            gradient = gradients.pop()
-            of_task = total - gradient
-            return of_task + self.change(gradient, of_task)
+            of_regulariser = arrived.pop()
+            of_task = total - of_regulariser
+            return of_task + self.change(of_regulariser, of_task)
 
-        feature.register_hook(add_up)
+        feature.register_hook(replace)
         return view
 
 

@@ -5,8 +5,8 @@
 
 A training step with and without the regulariser, the regulariser alone, the loader, inference and
 every metric: medians of 5 rounds, in turn, so that a machine's drift meets all alike.
---checkpoint FILE takes data, tasks and encoder from that run. --out, --resume and --eval have no
-effect here.
+--checkpoint FILE takes data, tasks and encoder from that run; heads are random here. --iters,
+--workers, --out, --resume and --eval have no effect.
 """
 
 import argparse
@@ -76,12 +76,13 @@ def peak_memory(job, device):
 def training_jobs(objective, optimiser, images, labels, amp):
     """{name: job}: a step without and with the regulariser, and the regulariser alone."""
     regulariser = objective.regulariser
-    with torch.no_grad():
+    autocast = partial(torch.autocast, images.device.type, torch.bfloat16, enabled=amp)
+    with torch.no_grad(), autocast():
         features = objective.net.features(images)
 
     def step(regulariser):
         objective.regulariser = regulariser
-        with torch.autocast(images.device.type, torch.bfloat16, enabled=amp):
+        with autocast():
             losses, contrast_loss = objective(images, labels)
         total = sum(losses.values()) + contrast_loss
         total.backward()
@@ -90,7 +91,9 @@ def training_jobs(objective, optimiser, images, labels, amp):
 
     def alone():
         leaves = {task: feature.detach().requires_grad_() for task, feature in features.items()}
-        regulariser(leaves, labels).backward()
+        with autocast():
+            loss = regulariser(leaves, labels)
+        loss.backward()
 
     return {
         PLAIN: partial(step, None),
@@ -126,6 +129,8 @@ def bench(args):
     encoder = None
     if args.checkpoint:
         encoder = follow_run(args, device)
+    if args.pretrained is None:
+        args.pretrained = "none"  # times do not depend on the weights
     if not args.contrast:  # the bench has both
         args.contrast = mtcd.PROTOCOLS[args.dataset].contrast
     config = mtcd.run_config(args)

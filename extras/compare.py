@@ -26,8 +26,15 @@ def read_runs(folders):
     """Run folders -> {row: {seed: {task: value}}}, value None where nothing could be measured."""
     rows = {}
     names = {}  # setting -> name of its row
+    first = None  # the config of the first run
     for folder in map(Path, folders):
         config, values = read_run(folder)
+        first = first or config
+        if config.get("dataset") != first.get("dataset"):
+            raise mtcd.UserError(
+                f"{folder} is of {config.get('dataset')}, {folders[0]} of {first.get('dataset')}: "
+                "a gain of one over the other means nothing"
+            )
         setting = shared_setting(config)
         if setting not in names:
             name = "single-task" if len(values) == 1 else folder.name

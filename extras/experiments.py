@@ -12,7 +12,7 @@ import io
 import json
 import statistics
 import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import BrokenExecutor, ProcessPoolExecutor, as_completed
 from contextlib import redirect_stdout
 from multiprocessing import get_context
 
@@ -48,7 +48,7 @@ def train_run(run, args, out, contrast, backbone=None):
         mtcd.run_training(args, mtcd.start_device("cpu"), contrast, backbone)
 
     share = ""
-    if args.contrast > 0:
+    if args.contrast > 0 and not run.form.startswith("InfoNCE"):  # its chance is not the margin
         with (out / "log.csv").open(newline="") as log:
             shares = [float(row["share_of_chance"]) for row in csv.DictReader(log)]
         share = f"{statistics.fmean(shares[-10:]):.3f}"
@@ -61,14 +61,18 @@ def train_run(run, args, out, contrast, backbone=None):
     return lines
 
 
-def make_runs(runs, results, train):
+def make_runs(runs, results, train, prepare=None):
     """Make the runs that the CSV file `results` lacks, two at a time, and add them there.
 
-    train(run) -> lines. A run that fails stops no other.
+    prepare(run) comes first, for all of them: it makes their data before two processes want it.
+    train(run) -> lines. A run that fails stops no other; one that is killed stops all.
     """
     kind = type(runs[0])
     done = {run for run, _ in read_results(results, kind)}
     missing = [run for run in runs if run not in done]
+    if prepare:
+        for run in missing:
+            prepare(run)
     failed = []
     with ProcessPoolExecutor(2, get_context("spawn"), max_tasks_per_child=1) as pool:
         futures = [pool.submit(train, run) for run in missing]
@@ -79,6 +83,10 @@ def make_runs(runs, results, train):
                 except mtcd.UserError as error:  # as a loss that is not finite
                     failed.append(str(error))
                     continue
+                except BrokenExecutor as error:
+                    raise mtcd.UserError(
+                        "a training was killed: is the memory full? The same command goes on"
+                    ) from error
                 append_results(results, kind, lines)
                 print(f"{number}/{len(missing)}", *lines[0], flush=True)
         finally:

@@ -64,7 +64,8 @@ def train(data, iterations):
 
         error = (predictions["depth"][:, 0] - labels["depth"]).abs()
         semseg_loss = F.cross_entropy(predictions["semseg"], labels["semseg"], ignore_index=255)
-        depth_loss = error[labels["depth"] > 0].mean()
+        valid = labels["depth"].isfinite() & (labels["depth"] > 0)
+        depth_loss = error[valid].mean()
         task_loss = semseg_loss + depth_loss
 
         # 3. Features and labels by task. Labels keep their own resolution.

@@ -166,9 +166,9 @@ def predict(args):
         name = free_name(path, out, taken)
         with mtcd.replacing(out / f"{name}.png") as part:
             draw(picture, predictions, config["classes"]).save(part, "PNG")
-        size = picture.size[::-1]
-        del picture  # the arrays need the memory
-        save_arrays(out / f"{name}.npz", predictions, size)
+            size = picture.size[::-1]
+            del picture  # the arrays need the memory
+            save_arrays(out / f"{name}.npz", predictions, size)  # both or, if it fails, neither
         note = ", turned upright as its EXIF mark asks" if turned else ""
         print(f"{path} -> {out / name}.png, .npz{note}")
     if failed:

@@ -237,9 +237,7 @@ def train(run):
 def run_all(sets):
     """Make what docs/results.csv lacks of these sets."""
     runs = [run for run in plan() if run.set in sets]
-    for run in runs:
-        data_file(run)  # before two processes want it
-    make_runs(runs, RESULTS, train)
+    make_runs(runs, RESULTS, train, prepare=data_file)
 
 
 # ------------------------------------------------------------------------------------------- tables
@@ -302,7 +300,9 @@ def along_training(found):
         if "ours" in found.get(setting, ()):
             arms[iterations] = found[setting]
 
-    seeds = set.intersection(*(set(a[arm]) for a in arms.values() for arm in ("baseline", "ours")))
+    seeds = set(SEEDS)
+    for of_length in arms.values():
+        seeds &= of_length["baseline"].keys() & of_length["ours"].keys()
     along = {}
     for iterations, of_length in arms.items():
         baseline = {seed: of_length["baseline"][seed] for seed in sorted(seeds)}
@@ -425,12 +425,12 @@ def draw(found):
 def show_results():
     """Print the tables, put them into docs/results.md, draw the picture."""
     lines = read_results(RESULTS, Run)
+    found = group_by_setting(sorted(lines, key=table_order))
+    if "ours" not in found.get(MAIN, ()):
+        raise mtcd.UserError(f"{RESULTS} has no runs of the main comparison")
     text = tables(lines)
     print(text)
     replace_marked(DOCUMENT, "rooms", text)
-    found = group_by_setting(sorted(lines, key=table_order))
-    if "ours" not in found.get(MAIN, ()):
-        raise mtcd.UserError(f"no picture: {RESULTS} has no runs of the main comparison")
     draw(found)
 
 

@@ -12,6 +12,7 @@ import math
 import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -277,6 +278,18 @@ def test_without_a_checkpoint_the_shipped_one_is_taken_and_named(
     assert "gone.pt" in line and "--checkpoint FILE" in line
 
 
+def test_a_panel_without_its_arrays_is_not_left(checkpoint, tmp_path, monkeypatch, capsys):
+    noise(64, 48).save(tmp_path / "a.png")
+
+    def full_disk(*_):
+        raise mtcd.UserError("no space left")
+
+    monkeypatch.setattr(predict, "save_arrays", full_disk)
+    assert run_predict(checkpoint, tmp_path / "out", tmp_path / "a.png") == 2
+    assert "no space left" in capsys.readouterr().err
+    assert not list((tmp_path / "out").iterdir())
+
+
 def test_shipped_checkpoint_is_small_and_predicts(tmp_path):
     assert predict.SHIPPED.stat().st_size <= 6e6
     noise(60, 40).save(tmp_path / "a.png")
@@ -439,6 +452,13 @@ def test_older_runs_are_told_apart_by_their_path(tmp_path):
     assert list(compare.read_runs([a, b])) == ["a", "b"]
 
 
+def test_runs_of_another_data_set_are_not_compared(tmp_path):
+    a = write_run(tmp_path / "a", VALUES, dataset="nyud")
+    b = write_run(tmp_path / "b", VALUES, dataset="toy")
+    with pytest.raises(mtcd.UserError, match="b is of toy, .*a of nyud"):
+        compare.read_runs([a, b])
+
+
 def test_rows_of_one_name_are_numbered_and_a_run_given_twice_is_refused(tmp_path):
     first = write_run(tmp_path / "1/run", VALUES, lr=1)
     second = write_run(tmp_path / "2/run", VALUES, lr=2)
@@ -566,13 +586,18 @@ def test_projectors_of_another_loss_are_left_out():
         assert array.equal(own[name])
 
 
-def test_consistency_ends_in_one_line(checkpoint, tmp_path, capsys, monkeypatch, plots):
+def test_consistency_ends_in_one_line(checkpoint, toy_file, tmp_path, capsys, monkeypatch, plots):
     gone = tmp_path / "gone.h5"
     monkeypatch.setattr(mtcd, "render_toy", lambda path: None)
     assert run_consistency(checkpoint, "--data", gone, "--out", tmp_path) == 2
     line = error_line(capsys)
     assert "gone.h5" in line and "data_prep.py" in line
     assert not list(tmp_path.iterdir())
+
+    with h5py.File(shutil.copy(toy_file, tmp_path / "x.h5"), "r+") as file:
+        file.attrs["semseg_classes"] = [f"class {i}" for i in range(16)]
+    assert run_consistency(checkpoint, "--data", tmp_path / "x.h5") == 2
+    assert "other classes than the network" in error_line(capsys)
 
     monkeypatch.setattr(consistency.importlib.util, "find_spec", lambda _: None)
     assert run_consistency(checkpoint) == 2
@@ -594,6 +619,17 @@ def test_bench_times_every_part(toy_file, capsys):
         assert name in printed
     memory = re.search(r"MiB: lambda = 0 (\d+), regularised (\d+)", printed)
     assert 1 < int(memory[1]) <= int(memory[2])
+
+
+def test_bench_fetches_no_weights(monkeypatch, capsys):
+    """Where NYUD-v2's runs start from ImageNet: times do not depend on it."""
+
+    def stop(args):
+        raise mtcd.UserError(f"--pretrained {args.pretrained}")
+
+    monkeypatch.setattr(mtcd, "run_config", stop)
+    assert bench.main(["--dataset", "nyud", "--device", "cpu"]) == 2
+    assert "--pretrained none" in error_line(capsys)
 
 
 def test_bench_of_a_checkpoint_has_its_encoder_and_tasks(small_checkpoint, toy_file, capsys):

@@ -10,6 +10,7 @@ import dataclasses
 import json
 import re
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
 
@@ -22,7 +23,7 @@ import mtcd
 from conftest import METRICS, random_sample, write_file
 from extras import experiments, photos, study
 from extras.arms import FORMS
-from extras.lite0 import Lite0, load_network
+from extras.lite0 import SHIPPED, Lite0, load_network
 
 ROOT = Path(mtcd.__file__).parent
 DOCUMENT = ROOT / "docs/results.md"
@@ -172,17 +173,21 @@ def threads(monkeypatch):
     monkeypatch.setattr(experiments, "ProcessPoolExecutor", lambda *_, **__: pool())
 
 
-def test_what_is_in_the_results_is_not_run_again(threads, rooms_lines, tmp_path, capsys):
+def test_what_is_in_the_results_is_not_run_again_nor_prepared(
+    threads, rooms_lines, tmp_path, capsys
+):
     results = tmp_path / "results.csv"
     had = study.Run(seed=10)
     new = study.Run(seed=12)
+    prepared = []
     ran = []
 
     def train(run):
+        assert prepared == [new]
         ran.append(run)
         return lines_of(run, {"depth": 1.0})
 
-    experiments.make_runs([had, new], results, train)
+    experiments.make_runs([had, new], results, train, prepare=prepared.append)
     assert ran == [new]
     assert "1/1" in capsys.readouterr().out
     experiments.make_runs([had, new], results, train)
@@ -201,6 +206,14 @@ def test_a_run_that_fails_stops_no_other(threads, tmp_path):
     with pytest.raises(mtcd.UserError, match="^1 of 2 runs failed: depth not finite$"):
         experiments.make_runs(runs, results, train)
     assert [run for run, _ in experiments.read_results(results, study.Run)] == runs[1:]
+
+
+def test_a_run_that_is_killed_is_one_line(threads, tmp_path):
+    def train(run):
+        raise BrokenProcessPool
+
+    with pytest.raises(mtcd.UserError, match="killed: is the memory full"):
+        experiments.make_runs([study.Run()], tmp_path / "results.csv", train)
 
 
 # ----------------------------------------------------------------------------------------- study
@@ -307,6 +320,13 @@ def test_rooms_of_a_run_are_of_its_own_seed_where_it_says_so(tmp_path, monkeypat
     assert len(set(paths)) == 3
 
 
+def test_a_loss_whose_chance_is_not_the_margin_has_no_share(toy_file, tmp_path, monkeypatch):
+    monkeypatch.setattr(study, "FOLDER", tmp_path)
+    monkeypatch.setattr(study, "data_file", lambda run: toy_file)
+    lines = study.train(study.Run(iterations=1, form="InfoNCE of 384"))
+    assert {line[-2] for line in lines} == {""}
+
+
 def test_runs_of_the_study_are_made(toy_file, tmp_path, monkeypatch):
     monkeypatch.setattr(study, "FOLDER", tmp_path)
     monkeypatch.setattr(study, "data_file", lambda run: toy_file)
@@ -314,6 +334,8 @@ def test_runs_of_the_study_are_made(toy_file, tmp_path, monkeypatch):
     alone = study.train(study.Run(iterations=1, form="only depth", contrast=0.0, seed=11))
     assert [line[-5] for line in ours] == list(mtcd.PROTOCOLS["nyud"].tasks)
     assert float(ours[0][-2]) > 0  # the loss as a share of chance
+    configs = [json.loads(path.read_text()) for path in tmp_path.rglob("config.json")]
+    assert sorted("margin=2.0" in config.get("regulariser", "") for config in configs) == [0, 1]
     assert [line[-5:-3] for line in alone] == [["depth", "RMSE"]]
     assert alone[0][-2] == ""
     kept = [path.parent.name for path in tmp_path.rglob("last.pt")]
@@ -399,6 +421,7 @@ def nyud(tmp_path, monkeypatch):
     splits = {"train": samples[:50], "val": samples[50:]}
     monkeypatch.setattr(photos, "FOLDER", tmp_path)
     monkeypatch.setattr(photos, "DATA", write_file(tmp_path / "nyud.h5", "nyud", (32, 40), splits))
+    monkeypatch.setattr(photos, "SIZE", (32, 40))
 
 
 def frames_of(path, split):
@@ -430,6 +453,29 @@ def test_missing_photos_are_one_line(tmp_path, monkeypatch):
         photos.data_file(photos.Run())
 
 
+def test_photos_of_another_size_are_refused(nyud, monkeypatch, capsys):
+    """The figures of a full-size file would be mixed with those of the study."""
+    monkeypatch.setattr(photos, "SIZE", (106, 140))
+    monkeypatch.setattr(photos, "SHIPPED", SHIPPED)
+    with pytest.raises(mtcd.UserError, match="--shrink 4"):
+        photos.data_file(photos.Run(photos=20))
+    assert not list(photos.FOLDER.glob("reported*"))
+    assert photos.main(["--judge"]) == 2
+    assert "--shrink 4" in capsys.readouterr().err
+
+
+def test_tables_without_results_leave_the_document_alone(tmp_path, monkeypatch, capsys):
+    for program in (photos, study):
+        document = tmp_path / "results.md"
+        document.write_text("<!-- begin photos -->\n<!-- begin rooms -->\nkept")
+        monkeypatch.setattr(program, "DOCUMENT", document)
+        monkeypatch.setattr(program, "RESULTS", tmp_path / "gone.csv")
+        before = document.read_bytes()
+        assert program.main(["--tables"]) == 2
+        assert "gone.csv" in capsys.readouterr().err
+        assert document.read_bytes() == before
+
+
 def test_runs_of_photos_are_made(nyud, monkeypatch):
     monkeypatch.setattr(photos, "Lite0", partial(Lite0, pretrained=False))
     run = photos.Run(photos=20, iterations=1, form="ours", contrast=0.5)
@@ -444,8 +490,9 @@ def test_runs_of_photos_are_made(nyud, monkeypatch):
 def test_a_pair_is_repeated_beside_what_the_results_have(
     nyud, photos_lines, tmp_path, monkeypatch, capsys
 ):
-    def make_here(runs, results, train):  # not in other processes
+    def make_here(runs, results, train, prepare):  # not in other processes
         for run in runs:
+            prepare(run)
             experiments.append_results(results, photos.Run, train(run))
 
     monkeypatch.setattr(photos, "make_runs", make_here)
@@ -474,6 +521,14 @@ def test_shipped_network_is_that_of_its_run_in_half_precision(nyud, tmp_path, mo
         photos.ship()
 
     photos.train(run)
+    path = next(tmp_path.rglob("last.pt"))
+    saved = torch.load(path, weights_only=True)
+    torch.save({**saved, "iteration": 0}, path)
+    with pytest.raises(mtcd.UserError, match="has not ended"):
+        photos.ship()
+    assert not photos.SHIPPED.exists()
+
+    torch.save(saved, path)
     photos.ship()
     net, config, projectors = load_network(tmp_path / "shipped.pt", "cpu")
     trained, _, trained_projectors = load_network(next(tmp_path.rglob("last.pt")), "cpu")
