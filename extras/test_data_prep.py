@@ -22,6 +22,7 @@ import warnings
 import zipfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -1556,6 +1557,19 @@ def test_an_interrupted_run_keeps_the_old_file_and_leaves_no_process(tmp_path, n
         for _ in range(100):
             os.killpg(process.pid, 0)
             time.sleep(0.05)
+
+
+def test_a_signal_that_ends_the_workers_too_is_told_as_one(tmp_path, monkeypatch, capsys):
+    """Whichever reaches the program first."""
+    write_nyud(tmp_path / "n")
+
+    def ended(file, sink, splits, work):
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(data_prep, "write_content", ended)
+    line = refused(capsys, "nyud", "--raw", tmp_path / "n", "--out", tmp_path / "o.h5")
+    assert "interrupted" in line
 
 
 def test_an_interrupted_download_goes_on(site, package, tmp_path):
