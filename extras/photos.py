@@ -31,9 +31,9 @@ Added when the main result was known, each before it ran:
 - More photos: a pair each of 100, 200 and 400. All 795: two pairs first, and four more when these
   were known. There was time for three.
 - Other forms, on one tuning pair each, and the best of the first three on a second one.
-- The baseline at half and at twice the learning rate, on tuning runs. The rule: if twice the rate is
-  ahead in Delta_m on both seeds, the six pairs of the main comparison are made at it, too. It was,
-  by 1.35 and 0.34 %. They were made.
+- The baseline at half and at twice the learning rate, on tuning runs. The rule: if twice the rate
+  is ahead in Delta_m on both seeds, the six pairs of the main comparison are made at it, too. It
+  was, by 1.35 and 0.34 %. They were made.
 - 1,024 samples. The first tuning pair gained 2.7 % in Delta_m. The rule: if the mean of four such
   pairs, two of them at twice the rate, is above 0, six reported runs at twice the rate have 1,024
   samples, too. It was -0.6 %. None has.

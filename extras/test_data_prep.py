@@ -1530,12 +1530,7 @@ def test_a_full_disk_is_one_line_and_keeps_the_old_file(size, tmp_path):
 
 @pytest.mark.parametrize(
     "number, to_group",
-    [
-        (signal.SIGINT, True),
-        (signal.SIGINT, False),
-        (signal.SIGTERM, False),
-        (signal.SIGTERM, True),  # as `timeout` and schedulers do
-    ],
+    [(signal.SIGINT, True), (signal.SIGINT, False), (signal.SIGTERM, False)],
 )
 def test_an_interrupted_run_keeps_the_old_file_and_leaves_no_process(tmp_path, number, to_group):
     write_nyud(tmp_path / "n", ids=[f"x{i}" for i in range(60)], size=(40, 100))
