@@ -758,12 +758,12 @@ def check(path):
 
 
 # ------------------------------------------------------------------------------------- command line
-def find_layouts(dataset, raw):
+def find_layouts(dataset, raw, packages_only=False):
     """The folders with a known layout: `raw`, and the packages' folders in it."""
     package = PACKAGES[dataset]
     found = []
     for root in (raw, *(raw / name for name in package.roots)):
-        is_raw = dataset == "nyud" and (root / RAW_MAT).exists()
+        is_raw = dataset == "nyud" and (root / RAW_MAT).exists() and not packages_only
         if is_package(root, dataset) or is_raw:
             found.append(root)
     return found
@@ -781,15 +781,13 @@ def convert(dataset, raw, out, shrink=1, download=False):
         most = min(package.size) // SMALLEST
         raise PrepError(f"--shrink {shrink} leaves under {SMALLEST} pixels; {most} is the most")
 
-    found = find_layouts(dataset, raw)
-    if download:
-        packages = [root for root in found if is_package(root, dataset)]
-        if packages:
-            print(f"{packages[0]} is there already: nothing is downloaded")
-        else:
-            fetch_package(package.sources, raw, f"python data_prep.py {dataset} --raw {raw}")
-        # Who asks for the package does not mean the raw files that may lie beside it.
-        found = [root for root in find_layouts(dataset, raw) if is_package(root, dataset)]
+    # Who asks for the package does not mean the raw files that may lie beside it.
+    found = find_layouts(dataset, raw, packages_only=download)
+    if download and found:
+        print(f"{found[0]} is there already: nothing is downloaded")
+    elif download:
+        fetch_package(package.sources, raw, f"python data_prep.py {dataset} --raw {raw}")
+        found = find_layouts(dataset, raw, packages_only=True)
     if not found:
         refuse_layout(dataset, raw)
 

@@ -1356,7 +1356,9 @@ def evaluate(net, dataset, device, workers=0, amp=False):
         metrics[task] = build_metric(task, net.predictors[task].out_channels, protocol)
 
     indices = range(rank(), len(dataset), world_size())  # of this process: none if there are few
-    shown = {*indices[:1], *indices[len(indices) // 2 :][:1], *indices[-1:]}
+    shown = set()
+    if indices:
+        shown = {indices[0], indices[len(indices) // 2], indices[-1]}
     samples = []
     loader = DataLoader(dataset, sampler=indices, num_workers=workers, worker_init_fn=quiet_worker)
 
@@ -1406,6 +1408,12 @@ def report(net, config, out, device, workers):
     draw_preview(samples, dataset.classes, out / "preview.png")
 
     print(f"\nval split of {config['data']}, {len(dataset)} images:")
+    print_metrics(metrics)
+    print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+
+
+def print_metrics(metrics):
+    """What metrics.json holds, a line per task."""
     for task, values in metrics.items():
         metric = TASKS[task].metric
         value = values[metric.name]
@@ -1413,7 +1421,6 @@ def report(net, config, out, device, workers):
         shown = "-" if value is None else f"{value:.{digits}f}"
         sense = "higher" if metric.higher_is_better else "lower"
         print(f"  {task:9}{metric.name:5}{shown:>7} {metric.unit:4}{sense} is better")
-    print(f"in {out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 
 def draw_preview(samples, classes, path):
@@ -1696,8 +1703,8 @@ class SafeRun:
         if not saving and iteration % 10 != 0:
             return
 
-        means = torch.stack(self.pending).mean(0).tolist()  # here a GPU is waited for
-        means = dict(zip(values, means))
+        numbers = torch.stack(self.pending).mean(0).tolist()  # here a GPU is waited for
+        means = dict(zip(values, numbers))
         self.pending = []
         self.refuse_ruin(iteration, means, images if saving else None)
 
@@ -1996,33 +2003,36 @@ def run_evaluation(args, device):
         raise UserError("--eval needs --checkpoint FILE, last.pt of a run")
 
     net, config, _ = load_network(args.checkpoint, device)
-    path = find_data(config["dataset"], args.data or config["data"])
-    dataset = DenseTasks(path, "val", config["tasks"])
     if args.dataset not in ("toy", config["dataset"]):  # toy is the default: nothing was said
         raise UserError(f"--dataset {args.dataset}: the checkpoint is of {config['dataset']}")
-    if dataset.name != config["dataset"] or other_classes(dataset.classes, config["classes"]):
-        raise UserError(f"{path} ({dataset.name}) has other classes than the network")
+    dataset = open_val(config, args.data)
 
     home = Path(args.checkpoint).parent
-    same_data = str(path) == config["data"]
+    same_data = dataset.path == config["data"]
     if "identity" in config:
         same_data = config["identity"] == dataset.identity
     out = home
     if not same_data or "iteration" in config:
-        out = home / f"eval-{path.stem}-{config.get('iteration', config['iters'])}"
+        name = Path(dataset.path).stem
+        out = home / f"eval-{name}-{config.get('iteration', config['iters'])}"
     if args.out:
         out = Path(args.out)
     if (out / "last.pt").exists() and out.resolve() != home.resolve():
         raise UserError(f"{out} holds another run; choose another --out")
-    config["data"] = str(path)
+    config["data"] = dataset.path
     config["identity"] = dataset.identity
     report(net, config, out, device, args.workers)
 
 
-def other_classes(classes, of_network):
-    """Do two {task: names} differ in a task whose classes are the file's own? The rest is fixed."""
-    own = [task for task in TASKS if TASKS[task].classes is None]
-    return any(classes.get(task) != of_network.get(task) for task in own)
+def open_val(config, data=None):
+    """The val split for a run's network: of `data`, or else of the run's own file -> DenseTasks."""
+    path = find_data(config["dataset"], data or config["data"])
+    dataset = DenseTasks(path, "val", config["tasks"])
+    own = [task for task in TASKS if TASKS[task].classes is None]  # those of the others are fixed
+    other = any(dataset.classes.get(task) != config["classes"].get(task) for task in own)
+    if other or dataset.name != config["dataset"]:
+        raise UserError(f"{path} ({dataset.name}) has other classes than the network")
+    return dataset
 
 
 def start_device(name):

@@ -145,12 +145,9 @@ def consistency(args):
     device = mtcd.start_device(args.device)
     net, config, trained = load_network(args.checkpoint, device)
     tasks = config["tasks"]
-    path = mtcd.find_data(config["dataset"], args.data or config["data"])
-    dataset = mtcd.DenseTasks(path, "val", tasks)
-    if mtcd.other_classes(dataset.classes, config["classes"]):
-        raise mtcd.UserError(f"{path} has other classes than the network")
+    dataset = mtcd.open_val(config, args.data)
     if config.get("identity", dataset.identity) != dataset.identity:
-        print(f"{path} holds other images than the run had.")
+        print(f"{dataset.path} holds other images than the run had.")
 
     torch.manual_seed(config["seed"])
     encoder, origin = build_start(config)

@@ -224,9 +224,7 @@ def data_file(run):
     if not DATA.exists():
         raise mtcd.UserError(f"{DATA}: make it: python data_prep.py nyud --download --shrink 4")
     with mtcd.replacing(path) as part, h5py.File(DATA) as file, h5py.File(part, "w") as target:
-        size = file["train/image"].shape[1:3]
-        if size != SIZE:
-            raise mtcd.UserError(f"{DATA} is of {size}, not {SIZE}: make it with --shrink 4")
+        refuse_size(file["train/image"].shape[1:3])
         target.attrs.update(file.attrs)
         count = len(file["train/image"])
         copy_frames(file["train"], target.create_group("train"), draw_photos(run, count))
@@ -236,6 +234,12 @@ def data_file(run):
         else:
             file.copy("val", target)
     return path
+
+
+def refuse_size(size):
+    """Figures of frames of another size would be mixed with those of the study."""
+    if size != SIZE:
+        raise mtcd.UserError(f"{DATA} is of {size}, not {SIZE}: make it with --shrink 4")
 
 
 def copy_frames(source, target, frames):
@@ -319,12 +323,9 @@ def judge():
     """Print the figures of docs/nyud_lite0.pt on the val split of data/nyud.h5."""
     net, config, _ = load_network(SHIPPED, torch.device("cpu"))
     dataset = mtcd.DenseTasks(DATA, "val", config["tasks"])
-    if dataset.shape != SIZE:
-        raise mtcd.UserError(f"{DATA} is of {dataset.shape}, not {SIZE}: make it with --shrink 4")
+    refuse_size(dataset.shape)
     metrics, _ = mtcd.evaluate(net, dataset, torch.device("cpu"))
-    for task, values in metrics.items():
-        for name, value in values.items():
-            print(f"{task:9}{name:5}{value:9.4f} {mtcd.TASKS[task].metric.unit}")
+    mtcd.print_metrics(metrics)
 
 
 def halved(state):
